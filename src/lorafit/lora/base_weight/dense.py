@@ -1,0 +1,35 @@
+"""Weights held as ordinary floating-point parameters."""
+
+import torch
+import torch.nn as nn
+from torch import Tensor
+
+
+def matches(module: nn.Module) -> bool:
+    """Whether the weight is a plain floating-point parameter."""
+    weight = module.weight
+    return type(weight) is nn.Parameter and weight.dtype in (
+        torch.float64, torch.float32, torch.bfloat16, torch.float16,
+    )  # fmt: skip
+
+
+def read(module: nn.Module) -> Tensor:
+    """The weight in float32 (float64 stays), detached."""
+    weight = module.weight.detach()  # type: ignore[union-attr]
+    return weight if weight.dtype == torch.float64 else weight.float()
+
+
+def write(module: nn.Module, weight: Tensor) -> nn.Parameter:
+    """Put `weight`, rounded once to the module's dtype, in a parameter of its own; returns the former parameter.
+
+    A new parameter, not new values: another module that is tied to the old one keeps the base weight.
+    """
+    original = module.weight
+    assert isinstance(original, nn.Parameter)
+    module.weight = nn.Parameter(weight.to(original.dtype), requires_grad=False)
+    return original
+
+
+def restore(module: nn.Module, original: nn.Parameter) -> None:
+    """Bring back what `write` returned, ties included."""
+    module.weight = original

@@ -1,0 +1,138 @@
+"""`LoraConfig`: what to adapt and how, under PEFT's field names and with their meanings."""
+
+import dataclasses
+import difflib
+import re
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from lorafit.errors import ConfigError
+
+Bias = Literal["none", "all", "lora_only"]
+
+# Initializations that leave the base weights alone: an adapter trained with one loads like any other.
+INITIALIZATIONS = (True, False, "gaussian")
+LOADABLE_INITIALIZATIONS = (*INITIALIZATIONS, "orthogonal", "eva", None)
+
+
+@dataclass
+class LoraConfig:
+    """Settings of one adapter: `h = W0 x + scaling * B A dropout(x)`, `scaling = lora_alpha / r` (Hu et al. 2021).
+
+    Attributes:
+        r: Rank of the update; A is (r, in), B is (out, r).
+        lora_alpha: Numerator of the scaling.
+        lora_dropout: Probability in [0, 1) that an input of A is dropped while training.
+        target_modules: Modules to adapt: a list of name suffixes, a regular expression over the whole name,
+            `"all-linear"` (every linear layer but the output head), or None: PEFT's choice for the architecture.
+        exclude_modules: Modules to leave alone: a list of suffixes or a regular expression.
+        bias: Which biases train: none, those of the adapted modules (`lora_only`) or all.
+        modules_to_save: Suffixes of modules that train whole and are saved with the adapter (a new head, ...).
+        use_rslora: Scale by `lora_alpha / sqrt(r)` (Kalajdzievski 2023).
+        rank_pattern: Rank per module: {regular expression at the end of the name: r}.
+        alpha_pattern: Alpha per module, in the same way.
+        layers_to_transform: Indices of the layers to adapt; None means all. Only with a list of targets.
+        layers_pattern: Name of the list that holds the layers, where it cannot be guessed ("layers", "h").
+        init_lora_weights: True: A Kaiming-uniform, B zero; "gaussian": A normal with deviation 1/r, B zero;
+            False: both random, so that the adapter is not the identity at first (for tests).
+        task_type: PEFT's name of the task ("CAUSAL_LM", "SEQ_CLS", "TOKEN_CLS", ...); the classification types
+            add the freshly initialized head to `modules_to_save`.
+        fan_in_fan_out: Accepted for PEFT's sake: the layer itself knows how its weight is laid out.
+        base_model_name_or_path: The base model the adapter belongs to; filled in at `attach`.
+        revision: The revision of the base model.
+        inference_mode: PEFT's mark of an adapter that was loaded to be used, not trained.
+        ensure_weight_tying: PEFT's request to tie what is saved of two tied modules; lorafit always does.
+
+    Raises:
+        ConfigError: One error that lists every impossible value.
+    """
+
+    r: int = 8
+    target_modules: list[str] | str | None = None
+    exclude_modules: list[str] | str | None = None
+    lora_alpha: float = 8
+    lora_dropout: float = 0.0
+    fan_in_fan_out: bool = False
+    bias: Bias = "none"
+    use_rslora: bool = False
+    modules_to_save: list[str] | None = None
+    init_lora_weights: bool | str | None = True
+    layers_to_transform: list[int] | int | None = None
+    layers_pattern: list[str] | str | None = None
+    rank_pattern: dict[str, int] = field(default_factory=dict)
+    alpha_pattern: dict[str, float] = field(default_factory=dict)
+    task_type: str | None = None
+    base_model_name_or_path: str | None = None
+    revision: str | None = None
+    inference_mode: bool = False
+    ensure_weight_tying: bool = False
+
+    def __post_init__(self) -> None:
+        for name in ("target_modules", "exclude_modules", "modules_to_save"):
+            value = getattr(self, name)
+            if isinstance(value, (set, tuple, frozenset)):
+                setattr(self, name, sorted(value))
+        self.rank_pattern = dict(self.rank_pattern or {})
+        self.alpha_pattern = dict(self.alpha_pattern or {})
+        if self.task_type is not None:  # PEFT's TaskType is a string enumeration
+            self.task_type = str(getattr(self.task_type, "value", self.task_type))
+        problems = list(self._problems())
+        if problems:
+            raise ConfigError("LoraConfig: " + "; ".join(problems))
+
+    def _problems(self):
+        ranks = {"r": self.r, **{f"rank_pattern[{key!r}]": value for key, value in self.rank_pattern.items()}}
+        for name, value in ranks.items():
+            if isinstance(value, bool) or not isinstance(value, int) or value <= 0:
+                yield f"{name}={value!r} must be a whole number of at least 1 (usual: 4 to 64)"
+        alphas = {"lora_alpha": self.lora_alpha}
+        alphas |= {f"alpha_pattern[{key!r}]": value for key, value in self.alpha_pattern.items()}
+        for name, value in alphas.items():
+            if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < float("inf"):
+                yield f"{name}={value!r} must be a number of at least 0 (usual: r or 2 r)"
+        dropout = self.lora_dropout
+        if isinstance(dropout, bool) or not isinstance(dropout, (int, float)) or not 0 <= dropout < 1:
+            yield f"lora_dropout={dropout!r} must lie in [0, 1)"
+        if self.bias not in ("none", "all", "lora_only"):
+            yield f"bias={self.bias!r} must be 'none', 'all' or 'lora_only'"
+        if self.init_lora_weights not in LOADABLE_INITIALIZATIONS:
+            yield f"init_lora_weights={self.init_lora_weights!r} must be True, False or 'gaussian'"
+        if isinstance(self.modules_to_save, str):
+            yield f"modules_to_save={self.modules_to_save!r} must be a list: [{self.modules_to_save!r}]"
+        if isinstance(self.target_modules, list) and not self.target_modules:
+            yield "target_modules=[] adapts nothing; name modules, or use 'all-linear'"
+        yield from self._pattern_problems()
+
+    def _pattern_problems(self):
+        patterns = {f"rank_pattern[{key!r}]": key for key in self.rank_pattern}
+        patterns |= {f"alpha_pattern[{key!r}]": key for key in self.alpha_pattern}
+        patterns |= {name: value for name in ("target_modules", "exclude_modules")
+                     if isinstance(value := getattr(self, name), str)}  # fmt: skip
+        for name, pattern in patterns.items():
+            try:
+                re.compile(pattern)
+            except re.error as error:
+                yield f"{name}={pattern!r} is not a regular expression ({error})"
+        if self.layers_to_transform is not None and isinstance(self.target_modules, str):
+            yield "layers_to_transform needs target_modules as a list of names, not a regular expression"
+        if self.layers_pattern and self.layers_to_transform is None:
+            yield f"layers_pattern={self.layers_pattern!r} does nothing without layers_to_transform"
+
+    def to_dict(self) -> dict[str, Any]:
+        """The fields as plain JSON values, under PEFT's names."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> "LoraConfig":
+        """Build a config from field names and values.
+
+        Raises:
+            ConfigError: A name is unknown (with the nearest known one), or a value impossible.
+        """
+        known = [item.name for item in dataclasses.fields(cls)]
+        unknown = [name for name in values if name not in known]
+        if unknown:
+            close = {name: difflib.get_close_matches(name, known, 1) for name in unknown}
+            hints = [f"{name!r} (did you mean {close[name][0]!r}?)" if close[name] else repr(name) for name in unknown]
+            raise ConfigError("LoraConfig has no field " + ", ".join(hints))
+        return cls(**values)

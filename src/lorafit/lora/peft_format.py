@@ -1,0 +1,311 @@
+"""PEFT's adapter files: `adapter_config.json` and `adapter_model.safetensors`, written and read.
+
+Keys are `base_model.model.<module>`, then `.lora_A.weight`, `.lora_B.weight`, `.lora_embedding_A`, `.lora_embedding_B`,
+`.base_layer.bias` (a trained bias of an adapted layer), `.bias` (of another) or a parameter of a module saved whole.
+"""
+
+import dataclasses
+import json
+import os
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn as nn
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from lorafit.errors import AdapterFileError, ConfigError
+from lorafit.lora.adapters import set_adapter
+from lorafit.lora.config import LoraConfig
+from lorafit.lora.graft import base_modules
+from lorafit.lora.inject import Plan, TiedWeightsWarning, check_new_name, install, plan
+from lorafit.lora.saved_module import SavedModule
+from lorafit.lora.state import known, lora_layers, saved_modules, state_of
+
+CONFIG_FILE = "adapter_config.json"
+WEIGHTS_FILE = "adapter_model.safetensors"
+PREFIX = "base_model.model."
+
+# Fields of PEFT's LoraConfig that change nothing about what a trained adapter computes.
+_NEUTRAL = {
+    "auto_mapping",
+    "corda_config",
+    "eva_config",
+    "loftq_config",
+    "lora_ga_config",
+    "megatron_core",
+    "peft_type",
+    "peft_version",
+    "qalora_group_size",
+    "runtime_config",
+}
+
+
+def adapter_tensors(model: nn.Module, adapter_name: str = "default") -> dict[str, Tensor]:
+    """The adapter's parameters (and buffers of modules saved whole) by their key in PEFT's file.
+
+    Tied ones appear under each of their names.
+
+    Raises:
+        AdapterError: No adapter of that name.
+    """
+    state = known(model, [adapter_name])
+    tensors: dict[str, Tensor] = {}
+    adapted = set()
+    for name, layer in lora_layers(model):
+        adapted.add(name)
+        if adapter_name in layer.lora_A:
+            tensors[f"{PREFIX}{name}.{layer.KEY_A}"] = layer.lora_A[adapter_name]
+            tensors[f"{PREFIX}{name}.{layer.KEY_B}"] = layer.lora_B[adapter_name]
+    for name, module in saved_modules(model):
+        if adapter_name in module.modules_to_save:
+            for key, value in module.modules_to_save[adapter_name].state_dict(keep_vars=True).items():
+                tensors[f"{PREFIX}{name}.{key}"] = value
+    for name, value in state.biases.get(adapter_name, {}).items():
+        tensors[PREFIX + _bias_key(name, adapted)] = value
+    return tensors
+
+
+def save_adapter(
+    model: nn.Module,
+    directory: str | os.PathLike,
+    adapter_name: str = "default",
+    *,
+    state_dict: dict[str, Tensor] | None = None,
+) -> None:
+    """Write one adapter, and nothing of the base model, so that PEFT (and vLLM, ...) can load it.
+
+    Args:
+        model: A model with adapters.
+        directory: Created if absent; each file is replaced whole or not at all.
+        adapter_name: Which adapter.
+        state_dict: Values by parameter name to write instead of the model's own (gathered from a sharded model).
+
+    Raises:
+        AdapterError: No adapter of that name.
+    """
+    tensors = adapter_tensors(model, adapter_name)
+    if state_dict is not None:
+        names = {id(value): name for name, value in model.named_parameters()}
+        tensors = {key: state_dict.get(names.get(id(value), ""), value) for key, value in tensors.items()}
+    tensors = {key: value.detach().cpu().clone().contiguous() for key, value in tensors.items()}
+    folder = Path(directory)
+    folder.mkdir(parents=True, exist_ok=True)
+    _replace(folder / WEIGHTS_FILE, lambda path: save_file(tensors, path, metadata={"format": "pt"}))
+    text = json.dumps(config_to_peft(state_of(model).configs[adapter_name]), indent=2, sort_keys=True) + "\n"
+    _replace(folder / CONFIG_FILE, lambda path: path.write_text(text, encoding="utf-8"))
+
+
+def load_adapter(
+    model: nn.Module, directory: str | os.PathLike, adapter_name: str = "default", *, trainable: bool = False
+) -> None:
+    """Add an adapter from PEFT's files and make it the active one.
+
+    Args:
+        model: The base model, with or without other adapters.
+        directory: A folder with `adapter_config.json` and `adapter_model.safetensors`, or a hub id.
+        adapter_name: The name it gets here.
+        trainable: Whether training goes on with it.
+
+    Raises:
+        AdapterFileError: Missing files, a setting that changes the maths and is not supported, or tensors that are
+            missing, unexpected or wrongly shaped: all in one error, and the model is as before.
+        AdapterError: The name is taken.
+    """
+    check_new_name(model, adapter_name)
+    folder = find_adapter(directory)
+    config = read_config(folder)
+    tensors = _read_tensors(folder / WEIGHTS_FILE)
+    try:
+        planned = plan(model, config, keep_ties=config.ensure_weight_tying)
+    except ConfigError as error:
+        raise AdapterFileError(f"{folder} does not fit this {type(model).__name__}: {error}") from error
+    _check(folder, _expected(model, planned), planned, tensors)
+    planned = _without_broken_ties(planned, tensors)
+    dtype = torch.float64 if next(model.parameters()).dtype == torch.float64 else torch.float32
+    matrices = {}
+    for name, target in planned.targets.items():
+        A, B = (tensors[f"{PREFIX}{name}.{key}"] for key in (target.kind.KEY_A, target.kind.KEY_B))
+        device = target.module.weight.device
+        matrices[name] = (A.to(device, dtype), B.to(device, dtype))  # type: ignore[arg-type]
+    install(model, config, planned, adapter_name, trainable=trainable, matrices=matrices)
+    with torch.no_grad():
+        for key, value in adapter_tensors(model, adapter_name).items():
+            value.copy_(tensors[key])
+    set_adapter(model, adapter_name)
+
+
+def find_adapter(directory: str | os.PathLike) -> Path:
+    """The local folder of an adapter; a hub id is downloaded (its two files only).
+
+    Raises:
+        AdapterFileError: Neither a folder with the two files nor a hub id; says what there is.
+    """
+    folder = Path(directory)
+    if not folder.is_dir():
+        if str(directory).count("/") != 1 or folder.is_absolute():
+            raise AdapterFileError(f"{directory} is not a folder with {CONFIG_FILE} and {WEIGHTS_FILE}")
+        from huggingface_hub import snapshot_download
+
+        try:
+            folder = Path(snapshot_download(str(directory), allow_patterns=[CONFIG_FILE, WEIGHTS_FILE]))
+        except (OSError, ValueError) as error:
+            raise AdapterFileError(f"{directory} is no folder here and could not be fetched: {error}") from error
+    if (folder / "adapter_model.bin").exists() and not (folder / WEIGHTS_FILE).exists():
+        raise AdapterFileError(
+            f"{folder} holds adapter_model.bin, a pickle, which can run code when read; only safetensors is read. "
+            "Save it again with PEFT: PeftModel.from_pretrained(base, folder).save_pretrained(new_folder)"
+        )
+    missing = [name for name in (CONFIG_FILE, WEIGHTS_FILE) if not (folder / name).is_file()]
+    if missing:
+        raise AdapterFileError(f"{folder} lacks {' and '.join(missing)}")
+    return folder
+
+
+def config_to_peft(config: LoraConfig) -> dict[str, Any]:
+    """The content of `adapter_config.json`."""
+    fixed = {"peft_type": "LORA", "auto_mapping": None, "use_dora": False, "lora_bias": False, "inference_mode": True}
+    values = config.to_dict()
+    if isinstance(config.lora_alpha, float) and config.lora_alpha.is_integer():
+        values["lora_alpha"] = int(config.lora_alpha)
+    return {**values, **fixed}
+
+
+def read_config(folder: Path) -> LoraConfig:
+    """Read `adapter_config.json`.
+
+    Raises:
+        AdapterFileError: Not JSON, not LoRA, or fields that change the maths and are not supported, all named.
+    """
+    path = folder / CONFIG_FILE
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise AdapterFileError(f"{path} is not valid JSON: {error}") from error
+    if not isinstance(values, dict) or values.get("peft_type", "LORA") != "LORA":
+        kind = values.get("peft_type") if isinstance(values, dict) else type(values).__name__
+        raise AdapterFileError(f"{path} describes {kind!r}, not LORA")
+    known_fields = {item.name for item in dataclasses.fields(LoraConfig)}
+    foreign = {name: value for name, value in values.items()
+               if name not in known_fields | _NEUTRAL and value not in (None, False, [], {})}  # fmt: skip
+    if foreign:
+        settings = ", ".join(f"{name}={value!r}" for name, value in foreign.items())
+        raise AdapterFileError(f"{path}: {settings}: not supported, and it changes what the adapter computes")
+    try:
+        return LoraConfig(**{name: value for name, value in values.items() if name in known_fields})
+    except (ConfigError, TypeError, AttributeError) as error:
+        raise AdapterFileError(f"{path}: {error}") from error
+
+
+def _read_tensors(path: Path) -> dict[str, Tensor]:
+    try:
+        with safe_open(path, framework="pt") as file:
+            return {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a dict)
+    except (SafetensorError, OSError) as error:
+        raise AdapterFileError(f"{path} is damaged or no safetensors file: {error}") from error
+
+
+def _expected(model: nn.Module, planned: Plan) -> dict[str, tuple[int, ...]]:
+    """Every key that the planned adapter's file must hold, and its shape."""
+    modules = dict(base_modules(model))
+    shapes: dict[str, tuple[int, ...]] = {}
+    for name, target in planned.targets.items():
+        shapes[f"{name}.{target.kind.KEY_A}"], shapes[f"{name}.{target.kind.KEY_B}"] = target.shapes
+    for name in planned.saved:
+        for key, value in _own_state(modules[name]).items():
+            shapes[f"{name}.{key}"] = tuple(value.shape)
+    for name in planned.biases:
+        shapes[_bias_key(name, planned.targets)] = tuple(model.get_parameter(name).shape)
+    return {PREFIX + key: shape for key, shape in shapes.items()}
+
+
+def _own_state(module: nn.Module) -> dict[str, Tensor]:
+    """The base module's parameters and buffers, without the copies that adapters keep of it."""
+    copies = tuple(f"{child}." for child in module.GRAFTED_CHILDREN) if isinstance(module, SavedModule) else ()
+    return {key: value for key, value in module.state_dict().items() if not key.startswith(copies)}
+
+
+def _check(folder: Path, expected: dict[str, tuple[int, ...]], planned: Plan, tensors: dict[str, Tensor]) -> None:
+    """Raise one error that lists every missing, unexpected and wrongly shaped tensor."""
+    for name, first in planned.ties.items():  # a tied weight may be stored under one of its names only
+        key, other = f"{PREFIX}{name}.weight", f"{PREFIX}{first}.weight"
+        if key not in tensors and other in tensors:
+            tensors[key] = tensors[other]
+    for key in [key for key in tensors if key not in expected and key.endswith(".base_layer.weight")]:
+        name = key.removeprefix(PREFIX).removesuffix(".base_layer.weight")
+        if name in planned.targets:  # PEFT stores the frozen weight of an adapted embedding too
+            base = planned.targets[name].module.get_parameter("weight")
+            if base.shape == tensors[key].shape and torch.equal(base.cpu(), tensors[key].to(base.dtype)):
+                del tensors[key]
+    for key in [key for key in tensors if key not in expected]:  # with bias="all" PEFT writes a saved module's bias thrice
+        if ".original_module." in key or key.replace(".modules_to_save.", ".") in expected:
+            del tensors[key]
+    lines = [f"missing: {key} {expected[key]}" for key in expected if key not in tensors]
+    lines += [f"unexpected: {key} {tuple(tensors[key].shape)}" for key in tensors if key not in expected]
+    lines += [
+        f"wrong shape: {key} is {tuple(tensors[key].shape)} in the file, {shape} in the model"
+        for key, shape in expected.items()
+        if key in tensors and tuple(tensors[key].shape) != shape
+    ]
+    if lines:
+        raise AdapterFileError(f"{folder / WEIGHTS_FILE} does not fit this model:\n  " + "\n  ".join(lines))
+
+
+def _without_broken_ties(planned: Plan, tensors: dict[str, Tensor]) -> Plan:
+    """The plan, minus the ties between modules whose trained weights differ in the file: they part ways here too."""
+    kept = {name: first for name, first in planned.ties.items()
+            if torch.equal(tensors[f"{PREFIX}{name}.weight"], tensors[f"{PREFIX}{first}.weight"])}  # fmt: skip
+    for name in planned.ties.keys() - kept.keys():
+        warnings.warn(
+            f"{name} and {planned.ties[name]} are tied in the base model but hold different weights in the adapter: "
+            "they are kept apart",
+            TiedWeightsWarning,
+            stacklevel=3,
+        )
+    return dataclasses.replace(planned, ties=kept)
+
+
+@torch.no_grad()
+def restore_adapter(model: nn.Module, directory: str | os.PathLike, adapter_name: str = "default") -> None:
+    """Read the tensors of a file back into an adapter that is attached already (to resume, or to go back to the best).
+
+    The parameters stay the same objects, so an optimizer goes on with them.
+
+    Raises:
+        AdapterFileError: Files or tensors that do not fit; nothing is changed.
+        AdapterError: No adapter of that name.
+    """
+    parameters = adapter_tensors(model, adapter_name)
+    path = find_adapter(directory) / WEIGHTS_FILE
+    tensors = _read_tensors(path)
+    lines = [f"missing: {key}" for key in parameters if key not in tensors]
+    lines += [
+        f"unexpected: {key}" for key in tensors if key not in parameters and not key.endswith(".base_layer.weight")
+    ]
+    lines += [f"wrong shape: {key} is {tuple(tensors[key].shape)} in the file, {tuple(value.shape)} in the model"
+              for key, value in parameters.items() if key in tensors and tensors[key].shape != value.shape]  # fmt: skip
+    if lines:
+        raise AdapterFileError(f"{path} does not fit the adapter {adapter_name!r}:\n  " + "\n  ".join(lines))
+    for key, value in parameters.items():
+        value.copy_(tensors[key])
+
+
+def _bias_key(name: str, adapted) -> str:
+    module = name.rpartition(".")[0]
+    return f"{module}.base_layer.bias" if module in adapted else name
+
+
+def _replace(path: Path, write: Callable[[Path], Any]) -> None:
+    """Write a file under a temporary name, sync it, and move it into place."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        write(temporary)
+        with open(temporary, "rb") as file:
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)

@@ -1,0 +1,75 @@
+"""`modules_to_save`: modules that train whole, in a copy for each adapter; the base module stays as it was."""
+
+import copy
+
+import torch
+import torch.nn as nn
+from torch.func import functional_call
+
+from lorafit.lora.graft import Graft, graft, ungraft
+
+
+class SavedModule(Graft, nn.Module):
+    """A module that answers with the copy of the active adapter, or as itself where none has one.
+
+    Attributes:
+        modules_to_save: The trained copies by adapter name; float32 masters where the base is half precision.
+        lora_active: The adapters in use.
+    """
+
+    GRAFTED_CHILDREN = ("modules_to_save",)
+
+    modules_to_save: nn.ModuleDict
+    lora_active: tuple[str, ...]
+
+    def forward(self, *args, **kwargs):
+        """The active copy's forward, in the base's dtype."""
+        for name in self.lora_active:
+            if name in self.modules_to_save:
+                trained, dtype = self.modules_to_save[name], self.base_dtype
+                if dtype in (torch.bfloat16, torch.float16):
+                    parameters = {
+                        key: value.to(dtype) for key, value in trained.named_parameters(remove_duplicate=False)
+                    }
+                    return functional_call(trained, parameters, args, kwargs)
+                return trained(*args, **kwargs)
+        return super().forward(*args, **kwargs)
+
+    @property
+    def base_dtype(self) -> torch.dtype:
+        """The dtype of the base module's own parameters."""
+        return next(value.dtype for name, value in self.named_parameters() if not name.startswith("modules_to_save."))
+
+    def add_adapter(self, name: str) -> nn.Module:
+        """A frozen copy of the base module for one more adapter, in float32 at least."""
+        blank = self.modules_to_save
+        del self._modules["modules_to_save"]  # the copy is of the base module alone
+        trained = copy.deepcopy(self)
+        self.modules_to_save = blank
+        del trained.lora_active
+        ungraft(trained).requires_grad_(False)
+        if self.base_dtype in (torch.bfloat16, torch.float16):
+            trained.float()
+        self.modules_to_save[name] = trained
+        return trained
+
+    def remove_adapter(self, name: str) -> None:
+        """Drop an adapter's copy; the last one gone, the module is again what it was."""
+        del self.modules_to_save[name]
+        self.lora_active = tuple(active for active in self.lora_active if active != name)
+        if not self.modules_to_save:
+            self.strip()
+
+    def strip(self) -> nn.Module:
+        """Take off all copies."""
+        del self.modules_to_save, self.lora_active
+        return ungraft(self)
+
+
+def save_whole(module: nn.Module) -> SavedModule:
+    """Make `module` able to hold trained copies, in place."""
+    if isinstance(module, SavedModule):
+        return module
+    saved = graft(module, SavedModule)
+    saved.modules_to_save, saved.lora_active = nn.ModuleDict(), ()
+    return saved

@@ -1,0 +1,47 @@
+"""Let transformers' own Trainer resume, and go back to the best checkpoint, with an adapter alone.
+
+Trainer saves through the model's `save_pretrained` but loads by itself, and only knows PEFT's classes. The two loading
+methods are extended for models made by `get_peft_model`; every other model goes the way it always went.
+"""
+
+import functools
+import sys
+
+import torch.nn as nn
+
+from lorafit.lora.peft_format import restore_adapter
+from lorafit.lora.state import has_adapters, state_of
+
+
+def introduce_to_trainer(model: nn.Module) -> None:
+    """Extend `transformers.Trainer`, once, where `model` is one of transformers' models."""
+    if "transformers" not in sys.modules or not hasattr(model, "save_pretrained"):
+        return
+    from transformers import Trainer
+
+    if "_lorafit" in Trainer.__dict__:
+        return
+    Trainer._lorafit = True  # type: ignore[attr-defined]
+    load, load_best = Trainer._load_from_checkpoint, Trainer._load_best_model
+
+    @functools.wraps(load)
+    def load_from_checkpoint(self, resume_from_checkpoint, model=None):
+        if not _restore(model or self.model, resume_from_checkpoint):
+            load(self, resume_from_checkpoint, model)
+
+    @functools.wraps(load_best)
+    def load_best_model(self):
+        if not _restore(self.model, self.state.best_model_checkpoint):
+            load_best(self)
+
+    Trainer._load_from_checkpoint = load_from_checkpoint
+    Trainer._load_best_model = load_best_model
+
+
+def _restore(model: nn.Module, directory: str) -> bool:
+    """Read the adapters of a checkpoint; False if `model` is none of ours."""
+    if not has_adapters(model):
+        return False
+    for name in state_of(model).configs:
+        restore_adapter(model, directory if name == "default" else f"{directory}/{name}", name)
+    return True

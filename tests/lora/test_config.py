@@ -1,0 +1,54 @@
+import subprocess
+import sys
+
+import peft
+import pytest
+
+from lorafit.errors import ConfigError
+from lorafit.lora import LoraConfig
+
+IMPOSSIBLE = [
+    ({"r": 0}, "r=0 must be a whole number of at least 1"),
+    ({"r": -4}, "r=-4"),
+    ({"r": 2.5}, "r=2.5"),
+    ({"lora_alpha": -1}, "lora_alpha=-1 must be"),
+    ({"lora_alpha": float("nan")}, "lora_alpha=nan must be"),
+    ({"lora_dropout": 1.0}, r"lora_dropout=1.0 must lie in \[0, 1\)"),
+    ({"lora_dropout": -0.1}, "lora_dropout=-0.1"),
+    ({"bias": "some"}, "bias='some' must be"),
+    ({"init_lora_weights": "pissa"}, "init_lora_weights='pissa' must be"),
+    ({"target_modules": "(q_proj"}, "not a regular expression"),
+    ({"target_modules": []}, "adapts nothing"),
+    ({"modules_to_save": "score"}, r"must be a list: \['score'\]"),
+    ({"rank_pattern": {"q_proj": 0}}, r"rank_pattern\['q_proj'\]=0"),
+    ({"layers_to_transform": [0], "target_modules": "all-linear"}, "needs target_modules as a list"),
+    ({"layers_pattern": "h"}, "does nothing without layers_to_transform"),
+]
+
+
+@pytest.mark.parametrize(("settings", "message"), IMPOSSIBLE, ids=lambda value: str(value)[:40])
+def test_impossible_values_are_errors(settings, message):
+    with pytest.raises(ConfigError, match=message):
+        LoraConfig(**settings)
+
+
+def test_all_impossible_values_come_in_one_error():
+    with pytest.raises(ConfigError) as caught:
+        LoraConfig(r=0, lora_alpha=-1, lora_dropout=2)
+    assert all(word in str(caught.value) for word in ("r=0", "lora_alpha=-1", "lora_dropout=2"))
+
+
+def test_every_field_has_pefts_default():
+    ours, theirs = LoraConfig().to_dict(), peft.LoraConfig().to_dict()
+    for name, value in ours.items():
+        assert theirs[name] == value or (not theirs[name] and not value), name
+
+
+def test_unknown_fields_have_a_suggestion():
+    with pytest.raises(ConfigError, match=r"'lora_aplha' \(did you mean 'lora_alpha'\?\)"):
+        LoraConfig.from_dict({"lora_aplha": 3})
+
+
+def test_the_config_needs_no_torch():
+    code = "import sys; from lorafit.lora import LoraConfig; LoraConfig(); assert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True)
