@@ -1,0 +1,88 @@
+"""What is known of the data before anything is trained."""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+PERCENTILES = (50, 90, 99)
+
+
+@dataclass(frozen=True)
+class Summary:
+    """The figures of one preparation; all counts are rows unless they say tokens.
+
+    Attributes:
+        rows: Rows read from the training files, before any was dropped.
+        train_rows: Rows to train on.
+        held_out_rows: Rows held out, or usable rows of the validation files.
+        duplicates: Training-file rows equal to an earlier one after normalizing whitespace; they stay.
+        leaked: Rows of the validation files that the training files hold too.
+        formats: Rows by format.
+        unused_columns: Columns no format reads, with the number of rows that have them.
+        tokens: p50, p90, p99 and max of the rows' tokens before cutting, and `total` after it (training rows).
+        max_length: The limit in tokens.
+        trained_share: Tokens with a label among all tokens of the training rows.
+        cut_rows: Rows that lost tokens of their prompt only (plain texts are counted below).
+        answer_cut_rows: Rows whose answer (or text) alone was too long, so that its end is lost.
+        cut_tokens: Tokens lost in both.
+        dropped: Places of the rows left out, by reason.
+        notes: Sentences about the template.
+        sample: One training row as pieces of text with whether they are trained.
+    """
+
+    rows: int
+    train_rows: int
+    held_out_rows: int
+    duplicates: int
+    leaked: int
+    formats: dict[str, int]
+    unused_columns: dict[str, int]
+    tokens: dict[str, int]
+    max_length: int
+    trained_share: float
+    cut_rows: int
+    answer_cut_rows: int
+    cut_tokens: int
+    dropped: dict[str, list[str]] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+    sample: list[tuple[str, bool]] = field(default_factory=list)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The same as JSON types."""
+        return {**asdict(self), "sample": [[text, trained] for text, trained in self.sample]}
+
+
+def length_figures(full: Sequence[int], kept: Sequence[int]) -> dict[str, int]:
+    """p50, p90, p99, max of the lengths before cutting, and the total after.
+
+    Args:
+        full: Tokens of each row before cutting; at least one row.
+        kept: Tokens of each row that remain.
+    """
+    values = np.percentile(np.asarray(full), PERCENTILES, method="higher")
+    figures = {f"p{p}": int(value) for p, value in zip(PERCENTILES, values, strict=True)}
+    return {**figures, "max": max(full), "total": sum(kept)}
+
+
+def labelled_pieces(
+    tokenizer: "PreTrainedTokenizerBase", input_ids: Sequence[int], labels: Sequence[int]
+) -> list[tuple[str, bool]]:
+    """A row as text, in pieces that are trained or not; joined they are the row."""
+    pieces: list[tuple[list[int], bool]] = []
+    for token, label in zip(input_ids, labels, strict=True):
+        trained = label != -100
+        if not pieces or pieces[-1][1] != trained:
+            pieces.append(([], trained))
+        pieces[-1][0].append(token)
+    return [(_text(tokenizer, ids), trained) for ids, trained in pieces]
+
+
+def _text(tokenizer: "PreTrainedTokenizerBase", ids: list[int]) -> str:
+    text = tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+    assert isinstance(text, str)
+    return text
