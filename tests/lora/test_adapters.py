@@ -165,6 +165,7 @@ def test_half_precision_base_trains_float32_adapters():
     assert all(value.grad is not None and value.grad.dtype == torch.float32 for value in trained)
 
 
+@pytest.mark.filterwarnings("ignore:.*autograd.function.Function.*should not be instantiated:DeprecationWarning")
 def test_compiled_model_gives_the_same(model):
     attach(model, CONFIG)
     expected = output(model, batch("llama"))

@@ -83,7 +83,7 @@ def test_losses_equal_peft_after_20_steps(name):
     losses = []
     for model in (ours, reference):
         trained = [value for value in model.parameters() if value.requires_grad]
-        optimizer = torch.optim.AdamW(trained, lr=1e-2)
+        optimizer = torch.optim.AdamW(trained, lr=1e-3)
         for step in range(20):
             optimizer.zero_grad()
             loss(model, batch(name, seed=step)).backward()

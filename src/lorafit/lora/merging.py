@@ -11,7 +11,7 @@ from lorafit.lora.state import ATTRIBUTE, has_adapters, lora_layers, saved_modul
 def merge(model: nn.Module) -> None:
     """Merge the active adapters into the weights, in float32 and rounded once; `unmerge` undoes it.
 
-    Costs a second copy of each adapted weight until then. A tied weight is not touched: the adapted module gets its own.
+    Costs a second copy of each adapted weight until then. A tied weight is not touched: the module gets its own.
 
     Raises:
         AdapterError: Already merged, or a layer cannot be merged (quantized, grouped convolution); nothing is changed.

@@ -241,7 +241,9 @@ def _check(folder: Path, expected: dict[str, tuple[int, ...]], planned: Plan, te
             base = planned.targets[name].module.get_parameter("weight")
             if base.shape == tensors[key].shape and torch.equal(base.cpu(), tensors[key].to(base.dtype)):
                 del tensors[key]
-    for key in [key for key in tensors if key not in expected]:  # with bias="all" PEFT writes a saved module's bias thrice
+    for key in [
+        key for key in tensors if key not in expected
+    ]:  # with bias="all" PEFT writes a saved module's bias thrice
         if ".original_module." in key or key.replace(".modules_to_save.", ".") in expected:
             del tensors[key]
     lines = [f"missing: {key} {expected[key]}" for key in expected if key not in tensors]

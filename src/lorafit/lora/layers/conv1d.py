@@ -1,13 +1,12 @@
 """transformers' `Conv1D` (GPT-2's `c_attn`, ...): a linear layer whose weight is (in, out)."""
 
 import torch.nn as nn
-import torch.nn.functional as F
 from torch import Tensor
 
-from lorafit.lora.layers.base import LoraLayer
+from lorafit.lora.layers import linear
 
 
-class Layer(LoraLayer):
+class Layer(linear.Layer):
     """A: (r, in), B: (out, r)."""
 
     @staticmethod
@@ -23,9 +22,14 @@ class Layer(LoraLayer):
         in_features, out_features = module.get_parameter("weight").shape
         return (r, in_features), (out_features, r)
 
-    def update(self, x: Tensor, A: Tensor, B: Tensor) -> Tensor:
-        """`x` (..., in) -> (..., out)."""
-        return F.linear(F.linear(x, A.to(x.dtype)), B.to(x.dtype))
+    @property
+    def has_plain_forward(self) -> bool:
+        """Whether the base layer does no more than `x W + b`."""
+        return self._grafted_onto.__name__ == "Conv1D"
+
+    def weight_and_bias(self) -> tuple[Tensor, Tensor | None]:
+        """The frozen weight as (out, in), and the bias."""
+        return self.weight.T, self.bias  # type: ignore[return-value, operator]
 
     def weight_update(self, A: Tensor, B: Tensor) -> Tensor:
         """(in, out)."""
