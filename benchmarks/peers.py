@@ -1,0 +1,269 @@
+"""lorafit beside its peers: the same rows, labels, model, rank and dtype; each system in its own process, in turns.
+
+    pip install -e '.[demo,bench]'
+    python benchmarks/peers.py --data alpaca_en_demo.json
+
+Real tokens a second (padding counts for nothing), peak memory of the process, and the share of the machine's limit: the
+matrix-product work that a LoRA step cannot do without (4 FLOPs a weight and token for the frozen body, 4 a head weight
+and label), over the matrix-product peak measured in the same run.
+"""
+
+import argparse
+import json
+import os
+import platform
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+SYSTEMS = ("lorafit", "transformers-peft", "trl", "trl-packed")
+RANK, ALPHA, LEARNING_RATE, ROWS_A_STEP = 8, 16, 2e-4, 16
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="demo:gemma-3-270m")
+    parser.add_argument("--data", help="instruction rows, in any format that lorafit reads")
+    parser.add_argument("--rows", type=int, default=32, help="rows trained by each system, once")
+    parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--systems", nargs="+", default=SYSTEMS, choices=SYSTEMS)
+    parser.add_argument("--output", type=Path, default=Path(__file__).parent / "results" / "peers.json")
+    parser.add_argument("--worker", choices=[*SYSTEMS, "prepare", "peak"], help=argparse.SUPPRESS)
+    parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.worker:
+        run_worker(arguments)
+    elif arguments.data:
+        compare(arguments)
+    else:
+        parser.error("--data is needed")
+
+
+def compare(arguments) -> None:
+    results: dict[str, list[dict]] = {system: [] for system in arguments.systems}
+    with tempfile.TemporaryDirectory() as folder:
+        work = worker("prepare", arguments, folder)
+        peaks = []
+        for _ in range(arguments.rounds):
+            peaks.append(worker("peak", arguments, folder)["gflops"])
+            for system in arguments.systems:
+                figures = worker(system, arguments, folder)
+                figures["tokens_per_second"] = work["tokens"] / figures["seconds"]
+                results[system].append(figures)
+                print(
+                    f"{system}: {figures['tokens_per_second']:.1f} tokens/s, {figures['peak_bytes'] / 1e9:.2f} GB",
+                    flush=True,
+                )
+    report = {
+        "machine": machine(),
+        "work": work,
+        "peak_gflops": max(peaks),
+        "systems": summarize(results, work, max(peaks)),
+    }
+    arguments.output.parent.mkdir(parents=True, exist_ok=True)
+    arguments.output.write_text(json.dumps(report, indent=2) + "\n")
+    print(table(report))
+
+
+def worker(name: str, arguments, folder: str) -> dict:
+    """Run one system in a fresh process; its last line is its figures."""
+    command = [sys.executable, __file__, "--worker", name, "--folder", folder, "--model", arguments.model]
+    command += ["--data", arguments.data, "--rows", str(arguments.rows)]
+    done = subprocess.run(
+        command, capture_output=True, text=True, env={**os.environ, "TOKENIZERS_PARALLELISM": "false"}
+    )
+    if done.returncode:
+        raise SystemExit(f"{name} failed:\n{done.stderr[-3000:]}")
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def summarize(results: dict[str, list[dict]], work: dict, peak_gflops: float) -> dict:
+    summary = {}
+    for system, rounds in results.items():
+        speed = statistics.median(figures["tokens_per_second"] for figures in rounds)
+        ratios = [mine["seconds"] / theirs["seconds"] for mine, theirs in zip(rounds, results["lorafit"], strict=True)]
+        summary[system] = {
+            "tokens_per_second": speed,
+            "peak_gb": max(figures["peak_bytes"] for figures in rounds) / 1e9,
+            "lorafit_is_faster_by": [min(ratios), statistics.median(ratios), max(ratios)],
+            "share_of_limit": work["gflop_per_token"] * speed / peak_gflops,
+            "rounds": rounds,
+        }
+    return summary
+
+
+def table(report: dict) -> str:
+    lines = [
+        "| system | real tokens/s | peak memory | lorafit is faster by | share of the limit |",
+        "|---|---|---|---|---|",
+    ]
+    for system, figures in report["systems"].items():
+        low, middle, high = figures["lorafit_is_faster_by"]
+        lines.append(
+            f"| {system} | {figures['tokens_per_second']:.0f} | {figures['peak_gb']:.2f} GB "
+            f"| {middle:.2f}x ({low:.2f} to {high:.2f}) | {figures['share_of_limit']:.2f} |"
+        )
+    return "\n".join(lines)
+
+
+def machine() -> dict:
+    import torch
+    import transformers
+
+    information = Path("/proc/cpuinfo")
+    lines = information.read_text().splitlines() if information.exists() else []
+    cpu = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), "")
+    return {
+        "cpu": cpu or platform.processor(),
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+    }
+
+
+def run_worker(arguments) -> None:
+    if arguments.worker == "prepare":
+        figures = prepare_rows(arguments)
+    elif arguments.worker == "peak":
+        figures = {"gflops": matrix_peak(arguments.model)}
+    else:
+        rows = json.loads((arguments.folder / "rows.json").read_text())
+        train = {"lorafit": lorafit, "transformers-peft": transformers_peft}.get(arguments.worker, trl)
+        seconds, loss = train(arguments, rows)
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        figures = {"seconds": seconds, "loss": loss, "peak_bytes": peak}
+    print("\n" + json.dumps(figures))
+
+
+def prepare_rows(arguments) -> dict:
+    """Token ids and labels as lorafit makes them; every system gets these very rows."""
+    from lorafit.data import prepare
+    from lorafit.models import load_tokenizer, resolve
+
+    resolved = resolve(arguments.model)
+    prepared = prepare([arguments.data], load_tokenizer(resolved))
+    rows = prepared.train.select(range(arguments.rows)).select_columns(["input_ids", "labels"]).to_list()
+    (arguments.folder / "rows.json").write_text(json.dumps(rows))
+    model = load(arguments.model)
+    head = model.get_output_embeddings().weight.numel()
+    body = sum(p.numel() for p in model.get_decoder().parameters() if p.ndim == 2)
+    body -= model.get_input_embeddings().weight.numel()
+    tokens = sum(len(row["input_ids"]) for row in rows)
+    labels = sum(label != -100 for row in rows for label in row["labels"])
+    gflop = 4e-9 * (body + head * labels / tokens)
+    return {"rows": len(rows), "tokens": tokens, "labels": labels, "gflop_per_token": gflop, "dtype": str(model.dtype)}
+
+
+def load(name: str):
+    from lorafit.models import load_model, resolve
+
+    return load_model(resolve(name))
+
+
+def matrix_peak(name: str) -> float:
+    """The machine's best GFLOP/s in matrix products of the model's dtype, over sizes of a few thousand."""
+    import torch
+
+    from lorafit.models import pick_dtype
+
+    dtype, best = pick_dtype(torch.device("cpu")), 0.0
+    for rows, inner, columns in ((1024, 1024, 2048), (2048, 2048, 2048), (1024, 640, 4096)):
+        x, w = torch.randn(rows, inner, dtype=dtype), torch.randn(columns, inner, dtype=dtype)
+        for _ in range(8):
+            start = time.perf_counter()
+            torch.nn.functional.linear(x, w)
+            best = max(best, 2e-9 * rows * inner * columns / (time.perf_counter() - start))
+    return best
+
+
+def lorafit(arguments, rows) -> tuple[float, float]:
+    from datasets import Dataset
+
+    from lorafit import LoraConfig, attach
+    from lorafit.recipe import TrainSettings
+    from lorafit.train.loss import LabelLoss
+    from lorafit.train.trainer import LoraTrainer
+
+    model = load(arguments.model)
+    attach(model, LoraConfig(r=RANK, lora_alpha=ALPHA, target_modules="all-linear"))
+    settings = TrainSettings(
+        per_device_train_batch_size=ROWS_A_STEP, num_train_epochs=1, learning_rate=LEARNING_RATE, save_steps=10_000
+    )
+    data = Dataset.from_list(rows)
+    folder = arguments.folder / "lorafit"
+    trainer = LoraTrainer(model, settings, train=data, held_out=None, checkpoints=folder, loss=LabelLoss(model))
+    return timed(trainer)
+
+
+def transformers_peft(arguments, rows) -> tuple[float, float]:
+    import peft
+    from datasets import Dataset
+    from transformers import DataCollatorForSeq2Seq, Trainer, TrainingArguments
+
+    from lorafit.models import load_tokenizer, resolve
+
+    tokenizer = load_tokenizer(resolve(arguments.model))
+    config = peft.LoraConfig(r=RANK, lora_alpha=ALPHA, target_modules="all-linear", task_type="CAUSAL_LM")
+    return timed(
+        Trainer(
+            model=peft.get_peft_model(load(arguments.model), config),
+            args=TrainingArguments(**common(arguments)),
+            train_dataset=Dataset.from_list(rows),
+            data_collator=DataCollatorForSeq2Seq(tokenizer, padding=True),
+        )
+    )
+
+
+def trl(arguments, rows) -> tuple[float, float]:
+    import peft
+    from datasets import Dataset
+    from trl import SFTConfig, SFTTrainer
+
+    from lorafit.models import load_tokenizer, resolve
+
+    packing = {"packing": True, "max_length": 1024} if arguments.worker == "trl-packed" else {}
+    settings = common(arguments) | packing
+    if packing:
+        settings |= {"per_device_train_batch_size": 1, "gradient_accumulation_steps": 3}
+    return timed(
+        SFTTrainer(
+            model=load(arguments.model),
+            args=SFTConfig(**settings),
+            train_dataset=Dataset.from_list(rows),
+            processing_class=load_tokenizer(resolve(arguments.model)),
+            peft_config=peft.LoraConfig(r=RANK, lora_alpha=ALPHA, target_modules="all-linear", task_type="CAUSAL_LM"),
+        )
+    )
+
+
+def common(arguments) -> dict:
+    """transformers' usual way to see 16 rows a step."""
+    return {
+        "output_dir": str(arguments.folder / arguments.worker),
+        "per_device_train_batch_size": 4,
+        "gradient_accumulation_steps": ROWS_A_STEP // 4,
+        "num_train_epochs": 1,
+        "learning_rate": LEARNING_RATE,
+        "save_strategy": "no",
+        "report_to": "none",
+        "disable_tqdm": True,
+        "logging_steps": 1,
+        "dataloader_pin_memory": False,
+        "bf16": False,  # the model's own dtype, for every system
+    }
+
+
+def timed(trainer) -> tuple[float, float]:
+    """Seconds of the whole training, and the last loss."""
+    start = time.perf_counter()
+    trainer.train()
+    losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+    return time.perf_counter() - start, losses[-1]
+
+
+if __name__ == "__main__":
+    main()
