@@ -1,0 +1,10 @@
+"""Base models and their tokenizers: hub id, directory, GGUF file or packaged demo model.
+
+`resolve` finds the files (and converts a GGUF file once), `load_tokenizer` and `load_model` read them. Importing this
+imports neither torch nor transformers.
+"""
+
+from lorafit.models.load import load_model, load_tokenizer, pick_device, pick_dtype
+from lorafit.models.resolve import ResolvedModel, resolve
+
+__all__ = ["ResolvedModel", "load_model", "load_tokenizer", "pick_device", "pick_dtype", "resolve"]

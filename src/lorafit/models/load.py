@@ -1,0 +1,230 @@
+"""Read a resolved model and its tokenizer through transformers: safetensors only, no remote code unless asked for."""
+
+import contextlib
+import os
+import re
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+from urllib.parse import urlsplit
+from urllib.request import getproxies
+
+from lorafit.errors import ConfigError, MissingExtraError, ModelError
+from lorafit.models.quiet import quiet_transformers
+from lorafit.models.resolve import ResolvedModel
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+Dtype = Literal["auto", "bf16", "fp32", "fp16"]
+
+_PAD_NAMES = ("<pad>", "[PAD]", "<|pad|>", "<|padding|>", "<PAD>", "<|finetune_right_pad_id|>", "<|vision_pad|>")
+_SPARE = re.compile(r"reserved|unused|placeholder|extra_0|dummy", re.IGNORECASE)
+
+
+def load_tokenizer(resolved: ResolvedModel, *, trust_remote_code: bool = False) -> "PreTrainedTokenizerBase":
+    """Load the tokenizer; a missing pad token is chosen among the tokens it has, never added.
+
+    Args:
+        resolved: what `resolve` returned.
+        trust_remote_code: run the Python code that comes with the model.
+
+    Raises:
+        ModelError: not there, not readable, or the hub cannot be reached.
+    """
+    from transformers import AutoTokenizer
+
+    with _explained(resolved, "tokenizer"):
+        tokenizer = AutoTokenizer.from_pretrained(
+            resolved.path, trust_remote_code=trust_remote_code, **_source(resolved)
+        )
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = _spare_token(tokenizer)
+    return tokenizer
+
+
+def load_model(
+    resolved: ResolvedModel,
+    *,
+    dtype: "Dtype | torch.dtype" = "auto",
+    device: "str | torch.device | None" = None,
+    trust_remote_code: bool = False,
+    allow_pickle: bool = False,
+) -> "PreTrainedModel":
+    """Load the base model, in evaluation mode.
+
+    Args:
+        resolved: what `resolve` returned.
+        dtype: of the weights; "auto" is `pick_dtype(device)`.
+        device: where to; None or "auto" is `pick_device()`.
+        trust_remote_code: run the Python code that comes with the model.
+        allow_pickle: also take weights in PyTorch's pickle format, which can run code when they are read.
+
+    Returns:
+        A causal (or sequence-to-sequence) language model where the checkpoint is one, else the bare encoder.
+
+    Raises:
+        ModelError: not there, not readable, weights missing, or the hub cannot be reached.
+    """
+    place = pick_device(device)
+    torch_dtype = _torch_dtype(dtype, place)
+    with _explained(resolved, "model"):
+        config, auto = _config_and_class(resolved, trust_remote_code)
+        model, info = auto.from_pretrained(
+            resolved.path,
+            config=config,
+            dtype=torch_dtype,
+            device_map=None if place.type == "cpu" else {"": place},
+            use_safetensors=None if allow_pickle else True,
+            trust_remote_code=trust_remote_code,
+            output_loading_info=True,
+            **_source(resolved),
+        )
+    if missing := sorted(name for name in info["missing_keys"] if "pooler." not in name):
+        raise ModelError(
+            f"{resolved.reference} lacks {len(missing)} weights of a {type(model).__name__}, so it would start from "
+            f"random ones: {', '.join(missing[:5])}{' ...' if len(missing) > 5 else ''}. Give a complete model"
+        )
+    return model.eval()
+
+
+def pick_device(device: "str | torch.device | None" = None) -> "torch.device":
+    """The device meant: the given one, or the first of CUDA, MPS and CPU that this machine has.
+
+    Raises:
+        ConfigError: a device that PyTorch does not see here.
+    """
+    import torch
+
+    cuda, mps = torch.cuda.is_available(), torch.backends.mps.is_available()
+    if device in (None, "auto"):
+        return torch.device("cuda" if cuda else "mps" if mps else "cpu")
+    place = torch.device(device)
+    if (place.type == "cuda" and not cuda) or (place.type == "mps" and not mps):
+        raise ConfigError(f"device {device!r}: PyTorch {torch.__version__} sees none here; use cpu or auto")
+    return place
+
+
+def pick_dtype(device: "str | torch.device | None" = None) -> "torch.dtype":
+    """bf16 where the device multiplies it fast, else fp32.
+
+    Fast are CUDA devices of capability 8.0 and up, Apple's GPUs, and processors with AVX512-BF16 or AMX. Others
+    emulate bf16: a product then takes several times fp32's time.
+    """
+    import torch
+
+    place = pick_device(device)
+    if place.type == "cuda":
+        fast = torch.cuda.get_device_capability(place) >= (8, 0)
+    else:
+        fast = place.type == "mps" or _cpu_multiplies_bf16()
+    return torch.bfloat16 if fast else torch.float32
+
+
+def _cpu_multiplies_bf16(cpuinfo: Path = Path("/proc/cpuinfo")) -> bool:
+    """Whether Linux lists a bf16 matrix or dot product instruction; elsewhere it cannot be asked, so False."""
+    if not cpuinfo.is_file():
+        return False
+    flags = re.search(r"^flags\s*:(.*)$", cpuinfo.read_text(), re.MULTILINE)
+    return flags is not None and not {"avx512_bf16", "amx_bf16"}.isdisjoint(flags[1].split())
+
+
+def _torch_dtype(dtype: "Dtype | torch.dtype", device: "torch.device") -> "torch.dtype":
+    import torch
+
+    if isinstance(dtype, torch.dtype):
+        return dtype
+    names = {"bf16": torch.bfloat16, "fp32": torch.float32, "fp16": torch.float16}
+    if dtype != "auto" and dtype not in names:
+        raise ConfigError(f"dtype {dtype!r} must be auto, bf16, fp32 or fp16")
+    return pick_dtype(device) if dtype == "auto" else names[dtype]
+
+
+def _config_and_class(resolved: ResolvedModel, trust_remote_code: bool) -> "tuple[PreTrainedConfig, Any]":
+    """The config, and the auto class of the kind that the checkpoint was saved as."""
+    from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoModelForSeq2SeqLM
+    from transformers.models.auto import modeling_auto
+
+    config = AutoConfig.from_pretrained(resolved.path, trust_remote_code=trust_remote_code, **_source(resolved))
+    saved_as = set(config.architectures or [])
+    if saved_as & set(modeling_auto.MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES.values()):
+        return config, AutoModelForSeq2SeqLM
+    causal = set(modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values())
+    remote = "AutoModelForCausalLM" in (config.to_dict().get("auto_map") or {})
+    return config, AutoModelForCausalLM if not saved_as or saved_as & causal or remote else AutoModel
+
+
+def _spare_token(tokenizer: "PreTrainedTokenizerBase") -> str:
+    """A token to pad with: one made for it, one without a use, the unknown token, or else the end of text.
+
+    Padding with the end of text would teach nothing wrong (padded labels are never trained), but programs that mask
+    by token id would drop the real ends.
+    """
+    vocabulary = tokenizer.get_vocab()
+    special = sorted((token.content for token in tokenizer.added_tokens_decoder.values()), key=vocabulary.__getitem__)
+    candidates = [
+        *(name for name in _PAD_NAMES if name in vocabulary),
+        *(name for name in special if _SPARE.search(name)),
+        tokenizer.unk_token,
+    ]
+    for name in candidates:
+        if name is not None and name not in (tokenizer.eos_token, tokenizer.bos_token):
+            return str(name)
+    if tokenizer.eos_token is None:
+        raise ModelError(f"The tokenizer of {tokenizer.name_or_path} has neither a pad nor an end token: set one in it")
+    return str(tokenizer.eos_token)
+
+
+def _source(resolved: ResolvedModel) -> dict[str, Any]:
+    """Arguments of `from_pretrained` that say where to look."""
+    if resolved.kind != "hub":
+        return {"local_files_only": True}
+    return {"revision": resolved.revision or "main", "local_files_only": not _hub_answers()}
+
+
+def _hub_answers() -> bool:
+    """Whether the hub's name can be looked up; without this, being offline costs a minute of retries."""
+    host = urlsplit(os.environ.get("HF_ENDPOINT", "https://huggingface.co")).hostname
+    if "https" in getproxies() or "all" in getproxies():
+        return True  # the proxy looks names up
+    try:
+        socket.getaddrinfo(host, 443)
+    except OSError:
+        return False
+    return True
+
+
+@contextlib.contextmanager
+def _explained(resolved: ResolvedModel, what: str) -> Iterator[None]:
+    """Turn what transformers and the hub raise into one line that says how to go on."""
+    from huggingface_hub.errors import GatedRepoError, LocalEntryNotFoundError, RepositoryNotFoundError
+
+    try:
+        with contextlib.nullcontext() if resolved.kind == "hub" else quiet_transformers():
+            yield
+    except ImportError as error:
+        raise MissingExtraError(f"The {what} of {resolved.reference} needs another package: {error}") from error
+    except (OSError, ValueError) as error:
+        chain, cause = [], error
+        while cause is not None and cause not in chain:
+            chain.append(cause)
+            cause = cause.__cause__ or cause.__context__
+        kinds = tuple(type(cause) for cause in chain)
+        if any(issubclass(kind, GatedRepoError) for kind in kinds):
+            line = "is gated: accept its terms on its page at the hub, then `hf auth login`"
+        elif any(issubclass(kind, RepositoryNotFoundError) for kind in kinds):
+            line = "is not at the hub (or is private: `hf auth login`), and there is no such directory here"
+        elif any(issubclass(kind, LocalEntryNotFoundError) for kind in kinds):
+            line = (
+                "is not in the hub's cache on this machine, and the hub cannot be reached: go online, give a directory "
+                "or a GGUF file, or try demo:gemma-3-270m"
+            )
+        elif "trust_remote_code" in str(error):
+            line = "carries its own Python code; if you trust its authors, set model.trust_remote_code to true"
+        elif "safetensors" in str(error):
+            line = "has no safetensors weights (pickled ones can run code): convert it, or take a copy that has them"
+        else:
+            line = f"cannot be loaded as a {what}: {' '.join(str(error).split())}"
+        raise ModelError(f"{resolved.reference} {line}") from error

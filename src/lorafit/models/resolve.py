@@ -1,0 +1,105 @@
+"""From what the user writes after `--model` to files that transformers loads."""
+
+import difflib
+import json
+import logging
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from lorafit.errors import ModelError
+from lorafit.models.cache import sha256
+from lorafit.models.demo import DEMO_MODELS, find_demo
+from lorafit.models.gguf_convert import convert
+from lorafit.models.gguf_header import MAGIC, read_header
+
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class ResolvedModel:
+    """A base model that was found.
+
+    Attributes:
+        reference: what the user wrote.
+        path: a directory, or the hub id.
+        revision: the hub revision asked for.
+        notice: a line about the licence, where one has to be shown.
+        kind: where it comes from.
+    """
+
+    reference: str
+    path: str
+    revision: str | None
+    notice: str | None
+    kind: Literal["hub", "directory", "gguf", "demo"]
+
+
+def resolve(
+    reference: str, *, revision: str | None = None, on_message: Callable[[str], None] = _log.warning
+) -> ResolvedModel:
+    """Find a base model; a GGUF file is converted at the first time, which takes a minute or more.
+
+    Args:
+        reference: a hub id, a directory, a GGUF file or a `demo:` name.
+        revision: branch, tag or commit, for a hub id.
+        on_message: takes a line for the user before long work.
+
+    Raises:
+        ModelError: nothing is there, or something that is no base model; says what it is and what to give.
+        MissingExtraError: an optional package is needed; says how to install it.
+    """
+    found = _local(reference, on_message)
+    if found is None:
+        return ResolvedModel(reference, reference, revision, None, "hub")
+    if revision is not None:
+        raise ModelError(f"revision {revision!r} is for models of the hub, and {reference} is not one: leave it out")
+    return found
+
+
+def _local(reference: str, on_message: Callable[[str], None]) -> ResolvedModel | None:
+    """What lies on this machine; None for a hub id."""
+    if reference.startswith("demo:"):
+        directory, notice = find_demo(reference, on_message)
+        return ResolvedModel(reference, str(directory), None, notice, "demo")
+    path = Path(reference).expanduser()
+    if path.is_dir():
+        _check_directory(path)
+        return ResolvedModel(reference, str(path), None, None, "directory")
+    if path.is_file():
+        return _gguf(reference, path, on_message)
+    if _HUB_ID.fullmatch(reference) and not reference.endswith((".gguf", ".safetensors", ".bin")):
+        return None
+    beside = [str(path.parent / entry.name) for entry in path.parent.iterdir()] if path.parent.is_dir() else []
+    close = difflib.get_close_matches(str(path), beside, 3) or difflib.get_close_matches(reference, DEMO_MODELS, 1)
+    hint = f"did you mean {' or '.join(close)}?" if close else "give a hub id, a directory, a GGUF file or a demo: name"
+    raise ModelError(f"There is no model at {reference}: {hint}")
+
+
+def _check_directory(path: Path) -> None:
+    if (path / "config.json").is_file():
+        return
+    if (path / "run.json").is_file():
+        raise ModelError(f"{path} is a run of lorafit, not a base model: use it as `lorafit generate {path}`")
+    if (path / "adapter_config.json").is_file():
+        base = json.loads((path / "adapter_config.json").read_text(encoding="utf-8")).get("base_model_name_or_path")
+        hint = f"its base model is {base}" if base else "give its base model"
+        raise ModelError(f"{path} is an adapter, not a base model: {hint}")
+    if files := sorted(path.glob("*.gguf")):
+        raise ModelError(f"{path} has no config.json, but GGUF files: give one, such as {files[0]}")
+    raise ModelError(
+        f"{path} has no config.json, so it is no model that transformers saved: give the directory with it"
+    )
+
+
+def _gguf(reference: str, path: Path, on_message: Callable[[str], None]) -> ResolvedModel:
+    with path.open("rb") as stream:
+        magic = stream.read(len(MAGIC))
+    if magic != MAGIC:
+        raise ModelError(f"{path} is a file but not GGUF: give the directory that holds config.json and the weights")
+    licence = read_header(path).metadata.get("general.license")
+    notice = f"{path.name} states its licence as: {licence}" if licence else None
+    return ResolvedModel(reference, str(convert(path, sha256(path), on_message)), None, notice, "gguf")

@@ -1,0 +1,369 @@
+"""The settings, declared once.
+
+A description gives the unit and the reason. It becomes the comment of `lorafit init` and the text of the JSON schema,
+so that they cannot drift apart.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, Any, Literal
+
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PrivateAttr,
+    field_validator,
+    model_validator,
+)
+
+from lorafit.recipe import yaml_text
+
+
+def _one_or_list(value: Any) -> Any:
+    """One string stands for a list of one."""
+    return [value] if isinstance(value, str) else value
+
+
+def dtype_name(value: Any) -> Any:
+    """PyTorch's names of the dtypes say the same as the short ones."""
+    return (
+        {"bfloat16": "bf16", "float32": "fp32", "float16": "fp16"}.get(value, value)
+        if isinstance(value, str)
+        else value
+    )
+
+
+def _check_pattern(pattern: str) -> None:
+    try:
+        re.compile(pattern)
+    except re.error as error:
+        raise ValueError(f"must be a regular expression, but {pattern!r} is not one ({error})") from None
+
+
+Names = Annotated[list[str], BeforeValidator(_one_or_list)]
+Dtype = Annotated[Literal["auto", "bf16", "fp32", "fp16"], BeforeValidator(dtype_name)]
+Rank = Annotated[int, Field(ge=1)]
+Alpha = Annotated[int | float, Field(gt=0)]  # a whole number stays whole in adapter_config.json
+
+
+class Settings(BaseModel):
+    """One section: no unknown key, no silent conversion ("3" is not 3, true is not 1), no later change."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False, validate_default=True)
+
+
+class ModelSettings(Settings):
+    """The base model."""
+
+    name: str = Field(
+        min_length=1,
+        description="The base model: a hub id, a directory, a GGUF file, or demo:gemma-3-270m (in a package).",
+    )
+    revision: str | None = Field(
+        default=None,
+        description="Branch, tag or commit of a hub model; null is its main branch. Pin it to repeat a run later.",
+    )
+    dtype: Dtype = Field(
+        default="auto",
+        description="Type of the frozen weights: bf16, fp32 or fp16; auto is bf16 where the processor or GPU "
+        "multiplies it fast, else fp32. The adapter and the optimizer are always fp32.",
+    )
+    device: Literal["auto", "cpu", "cuda", "mps"] = Field(
+        default="auto",
+        description="auto (a GPU where there is one), cpu, cuda or mps; CUDA_VISIBLE_DEVICES chooses the GPU.",
+    )
+    trust_remote_code: bool = Field(
+        default=False,
+        description="Run Python code that the model's repository carries. Off: it is someone else's program.",
+    )
+
+
+class DataSettings(Settings):
+    """The rows to learn from, and the rows held out to measure the gain."""
+
+    train_files: Names = Field(
+        min_length=1,
+        description="Files (.jsonl .json .csv .txt .parquet) or a hub data set id; one, or a list.",
+    )
+    validation_files: Names = Field(
+        default_factory=list, description="Files to measure on instead of a share of train_files."
+    )
+    validation_share: float = Field(
+        default=0.05,
+        gt=0,
+        le=0.5,
+        description="Share of the rows held out when validation_files is empty (at least 8 rows, at most 500; "
+        "duplicates stay on one side).",
+    )
+    format: str | None = Field(
+        default=None,
+        description="Format of the rows (chat, sharegpt, alpaca, completion, text); null recognizes it by their keys.",
+    )
+    max_length: int = Field(
+        default=2048,
+        ge=2,
+        description="Longest row, in tokens; a longer one loses the start of its prompt, and is counted.",
+    )
+    train_on: Literal["responses", "all"] = Field(
+        default="responses",
+        description="responses: the loss is on what the assistant says; all: on every token. Plain text is always all.",
+    )
+    chat_template: str | None = Field(
+        default=None,
+        description="Jinja text, or the path of a .jinja file, in place of the tokenizer's own template. It is saved "
+        "with the adapter.",
+    )
+
+    @field_validator("chat_template")
+    @classmethod
+    def _is_jinja(cls, value: str | None) -> str | None:
+        if value is not None and "{{" not in value and "{%" not in value:
+            raise ValueError(
+                "must be Jinja text or the path of an existing .jinja file; null keeps the tokenizer's own"
+            )
+        return value
+
+
+class LoraSettings(Settings):
+    """The adapter, in LoraConfig's names: h = W0 x + (lora_alpha / r) B A x."""
+
+    r: Rank = Field(
+        default=16,
+        description="Rank of the update. More holds more; above 16 seldom matters as much as the learning rate.",
+    )
+    lora_alpha: Alpha = Field(
+        default=32, description="The update is scaled by lora_alpha / r (by lora_alpha / sqrt(r) with use_rslora)."
+    )
+    lora_dropout: float = Field(
+        default=0.0, ge=0, lt=1, description="Share of the adapter's inputs dropped in training."
+    )
+    target_modules: str | list[str] | None = Field(
+        default="all-linear",
+        description="Which layers get an adapter: all-linear (every linear layer but the head), a list of name "
+        "endings, a regular expression, or null for what PEFT takes for the architecture. Attention alone learns less.",
+    )
+    exclude_modules: str | list[str] | None = Field(
+        default=None,
+        description="Layers to leave out of target_modules: a list of name endings or a regular expression.",
+    )
+    bias: Literal["none", "all", "lora_only"] = Field(default="none", description="Which biases train too.")
+    modules_to_save: list[str] | None = Field(
+        default=None, description="Modules trained and saved whole beside the adapter (endings of their names)."
+    )
+    use_rslora: bool = Field(
+        default=False, description="Scale by lora_alpha / sqrt(r), for high ranks (arXiv 2312.03732)."
+    )
+    rank_pattern: dict[str, Rank] = Field(
+        default_factory=dict, description="Another r for some layers: {name ending or regular expression: r}."
+    )
+    alpha_pattern: dict[str, Alpha] = Field(
+        default_factory=dict,
+        description="Another lora_alpha for some layers: {name ending or regular expression: alpha}.",
+    )
+    layers_to_transform: int | list[int] | None = Field(
+        default=None,
+        description="Numbers of the blocks that get an adapter; null is all. Needs target_modules as a list.",
+    )
+    layers_pattern: str | list[str] | None = Field(
+        default=None,
+        description="Name of the list of blocks (layers, h, ...), where layers_to_transform cannot find it.",
+    )
+    init_lora_weights: bool | Literal["gaussian"] = Field(
+        default=True,
+        description="true: A random (Kaiming uniform), B zero, so training starts at the base model; gaussian: A "
+        "normal; false: both random, for tests.",
+    )
+    task_type: Literal["CAUSAL_LM"] | None = Field(
+        default="CAUSAL_LM", description="Written into adapter_config.json for the programs that load the adapter."
+    )
+
+    @field_validator("target_modules", "exclude_modules")
+    @classmethod
+    def _names_or_pattern(cls, value: str | list[str] | None) -> str | list[str] | None:
+        if value == []:
+            raise ValueError("must name at least one module; null is PEFT's choice for the architecture")
+        if isinstance(value, str):
+            _check_pattern(value)
+        return value
+
+    @field_validator("rank_pattern", "alpha_pattern")
+    @classmethod
+    def _patterns(cls, value: dict[str, Any]) -> dict[str, Any]:
+        for pattern in value:
+            _check_pattern(pattern)
+        return value
+
+    @model_validator(mode="after")
+    def _layers_fit(self) -> LoraSettings:
+        if self.layers_pattern is not None and self.layers_to_transform is None:
+            raise ValueError(
+                "layers_pattern needs layers_to_transform: name the block numbers, or remove layers_pattern"
+            )
+        if self.layers_to_transform is not None and not isinstance(self.target_modules, list):
+            raise ValueError("layers_to_transform needs target_modules as a list of names, such as [q_proj, v_proj]")
+        return self
+
+
+class TrainSettings(Settings):
+    """The run, in TrainingArguments' names.
+
+    A step sees per_device_train_batch_size x gradient_accumulation_steps rows.
+    """
+
+    learning_rate: float = Field(
+        default=2e-4,
+        gt=0,
+        description="Peak rate of AdamW. Matters most: about ten times full fine-tuning's; try 1e-4 to 1e-3.",
+    )
+    num_train_epochs: float = Field(
+        default=3.0, gt=0, description="Passes over the training rows (the best evaluation is kept)."
+    )
+    max_steps: int = Field(
+        default=-1, ge=-1, description="Optimizer steps; above 0 it replaces num_train_epochs. -1: by epochs."
+    )
+    per_device_train_batch_size: int = Field(default=16, ge=1, description="Rows a device takes between accumulations.")
+    gradient_accumulation_steps: int = Field(
+        default=1, ge=1, description="Such batches summed into one optimizer step."
+    )
+    token_budget: int = Field(
+        default=2048,
+        ge=1,
+        description="Tokens computed at a time: the rows of a batch are packed without padding into micro-batches of "
+        "at most so many (a longer row goes alone). Sets the memory, not the result.",
+    )
+    per_device_eval_batch_size: int = Field(default=16, ge=1, description="Rows of an evaluation batch; memory only.")
+    lr_scheduler_type: Literal["cosine", "linear", "constant_with_warmup", "inverse_sqrt"] = Field(
+        default="cosine",
+        description="How the rate falls after the warm-up: cosine, linear, constant_with_warmup or inverse_sqrt.",
+    )
+    warmup_steps: float = Field(
+        default=0.03, ge=0, description="Steps in which the rate rises to its peak; below 1 it is a share of the run."
+    )
+    optim: Literal["adamw_torch", "adamw_torch_fused"] = Field(
+        default="adamw_torch", description="AdamW, plain or fused kernel."
+    )
+    weight_decay: float = Field(
+        default=0.0, ge=0, description="AdamW's decay of the adapter's weights, per unit of learning rate."
+    )
+    adam_beta1: float = Field(default=0.9, ge=0, lt=1, description="AdamW's memory of the gradient.")
+    adam_beta2: float = Field(default=0.999, ge=0, lt=1, description="AdamW's memory of the squared gradient.")
+    adam_epsilon: float = Field(default=1e-8, gt=0, description="AdamW's floor under the root of the squared gradient.")
+    max_grad_norm: float = Field(
+        default=1.0, ge=0, description="Longer gradients are clipped to this norm; 0 never clips."
+    )
+    seed: int = Field(
+        default=42, ge=0, lt=2**32, description="Of the split, the order of the rows, the adapter's start, dropout."
+    )
+    logging_steps: int = Field(default=1, ge=1, description="Optimizer steps between two lines of metrics.jsonl.")
+    eval_steps: float | None = Field(
+        default=None,
+        gt=0,
+        description="Steps between evaluations; below 1 a share of the run; null is a tenth of the run.",
+    )
+    save_steps: float | None = Field(
+        default=None,
+        gt=0,
+        description="Steps between checkpoints; below 1 a share of the run; null is at every evaluation.",
+    )
+    save_total_limit: int | None = Field(
+        default=2, ge=1, description="Checkpoints kept (the best one always is); null keeps all."
+    )
+    load_best_model_at_end: bool = Field(
+        default=True, description="Keep the adapter with the lowest held-out loss; false keeps the last one."
+    )
+    early_stopping_patience: int | None = Field(
+        default=3,
+        ge=1,
+        description="Stop after so many evaluations without a lower held-out loss; null never stops early.",
+    )
+    early_stopping_threshold: float = Field(
+        default=0.0, ge=0, description="A loss must fall by more than this (nats) to count."
+    )
+    gradient_checkpointing: bool = Field(
+        default=False, description="Recompute activations in the backward pass: less memory, about a third more time."
+    )
+    report_to: Annotated[list[Literal["tensorboard", "wandb", "trackio"]], BeforeValidator(_one_or_list)] = Field(
+        default_factory=list,
+        description="Trackers to report to: tensorboard, wandb, trackio. None by default: nothing leaves.",
+    )
+
+    @field_validator("max_steps")
+    @classmethod
+    def _some_steps(cls, value: int) -> int:
+        if value == 0:
+            raise ValueError("must be -1 (train by num_train_epochs) or at least 1")
+        return value
+
+    @field_validator("warmup_steps", "eval_steps", "save_steps")
+    @classmethod
+    def _whole_or_share(cls, value: float | None) -> float | None:
+        if value is not None and value > 1 and value != int(value):
+            raise ValueError("must be a whole number of steps, or below 1 as a share of the run")
+        return value
+
+    @model_validator(mode="after")
+    def _best_was_saved(self) -> TrainSettings:
+        if self.save_steps is None or not self.load_best_model_at_end:
+            return self
+        evaluate = 0.1 if self.eval_steps is None else self.eval_steps
+        times = self.save_steps / evaluate
+        if (self.save_steps < 1) != (evaluate < 1) or abs(times - round(times)) > 1e-6 or round(times) < 1:
+            raise ValueError(
+                f"save_steps = {self.save_steps:g} must be a multiple of eval_steps = {evaluate:g}, because "
+                "load_best_model_at_end can only keep what was evaluated and saved: set save_steps to null"
+            )
+        return self
+
+
+class EvaluateSettings(Settings):
+    """The comparison of base and tuned model on the held-out rows, at the end."""
+
+    samples: int = Field(default=3, ge=0, description="Held-out rows answered by both models, side by side.")
+    max_new_tokens: int = Field(default=128, ge=1, description="Longest answer, in tokens.")
+    bootstrap_samples: int = Field(
+        default=1000, ge=100, description="Resamples of the rows for the 95 % interval of each difference."
+    )
+
+
+class Recipe(Settings):
+    """Everything a run needs; `recipe.yaml` in its directory is this, resolved."""
+
+    task: Literal["sft"] = Field(
+        default="sft", description="What to learn; sft is supervised fine-tuning on rows with answers."
+    )
+    output_dir: str | None = Field(
+        default=None, min_length=1, description="The run's directory; null makes a new one under runs/."
+    )
+    model: ModelSettings
+    data: DataSettings
+    lora: LoraSettings = Field(default_factory=LoraSettings)
+    train: TrainSettings = Field(default_factory=TrainSettings)
+    evaluate: EvaluateSettings = Field(default_factory=EvaluateSettings)
+
+    _notes: tuple[str, ...] = PrivateAttr(default=())
+
+    @property
+    def recipe_notes(self) -> tuple[str, ...]:
+        """What `load_recipe` translated from other trainers' names, one line each."""
+        return self._notes
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Recipe) and self.model_dump() == other.model_dump()
+
+    __hash__ = None  # type: ignore[assignment]  # holds lists
+
+    def to_yaml(self) -> str:
+        """The recipe as YAML, which `load_recipe` reads back to an equal one."""
+        return yaml_text.dump(self.model_dump())
+
+
+def sections() -> dict[str, type[Settings]]:
+    """The recipe's sections in order: `{"model": ModelSettings, ...}`."""
+    return {
+        name: field.annotation
+        for name, field in Recipe.model_fields.items()
+        if isinstance(field.annotation, type) and issubclass(field.annotation, Settings)
+    }

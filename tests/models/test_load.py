@@ -1,0 +1,179 @@
+"""Models and tokenizers as they were saved; types and pad tokens by rule; errors in one line."""
+
+import json
+import socket
+from pathlib import Path
+
+import pytest
+import torch
+
+from lorafit.errors import ConfigError, ModelError
+from lorafit.models import load, load_model, load_tokenizer, pick_device, pick_dtype, resolve
+from lorafit.models.resolve import ResolvedModel
+
+
+@pytest.mark.parametrize("dtype, want", [("fp32", torch.float32), ("bf16", torch.bfloat16), ("fp16", torch.float16)])
+def test_a_saved_model_comes_back(checkpoint, small_model, dtype, want):
+    model = load_model(resolve(str(checkpoint)), dtype=dtype, device="cpu")
+    assert {weight.dtype for weight in model.parameters()} == {want}
+    for name, weight in small_model().state_dict().items():
+        assert torch.equal(model.state_dict()[name], weight.to(want)), name
+    assert not model.training
+
+
+def test_the_class_follows_the_checkpoint(checkpoint, tmp_path):
+    from transformers import BertForMaskedLM, BertModel, T5Config, T5ForConditionalGeneration
+
+    assert type(load_model(resolve(str(checkpoint)), device="cpu")).__name__ == "Qwen2ForCausalLM"
+    bert = load_model(resolve("demo:all-minilm-l6-v2"), device="cpu")
+    assert type(bert) is BertModel and bert.config.hidden_size == 384
+    T5ForConditionalGeneration(
+        T5Config(vocab_size=32, d_model=16, d_kv=4, d_ff=16, num_layers=1, num_heads=2)
+    ).save_pretrained(tmp_path / "t5")
+    assert type(load_model(resolve(str(tmp_path / "t5")), device="cpu")) is T5ForConditionalGeneration
+    BertForMaskedLM(bert.config).save_pretrained(tmp_path / "bert")
+    assert type(load_model(resolve(str(tmp_path / "bert")), device="cpu")) is BertModel
+
+
+def test_missing_weights_are_an_error(checkpoint):
+    from safetensors.torch import load_file, save_file
+
+    weights = load_file(checkpoint / "model.safetensors")
+    del weights["model.layers.0.self_attn.q_proj.weight"]
+    save_file(weights, checkpoint / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ModelError, match=r"lacks 1 weights of a Qwen2ForCausalLM.*layers\.0\.self_attn\.q_proj"):
+        load_model(resolve(str(checkpoint)), device="cpu")
+
+
+def test_pickles_are_read_only_on_request(checkpoint, small_model):
+    torch.save(small_model().state_dict(), checkpoint / "pytorch_model.bin")
+    (checkpoint / "model.safetensors").unlink()
+    resolved = resolve(str(checkpoint))
+    with pytest.raises(ModelError, match="no safetensors weights"):
+        load_model(resolved, device="cpu")
+    model = load_model(resolved, dtype="fp32", device="cpu", allow_pickle=True)
+    assert torch.equal(model.get_input_embeddings().weight, small_model().get_input_embeddings().weight)  # pyright: ignore
+
+
+def test_code_of_the_model_is_not_run(checkpoint, tmp_path):
+    mark = tmp_path / "ran"
+    (checkpoint / "code.py").write_text(f"open({str(mark)!r}, 'w')\nclass Config: ...\n")
+    config = json.loads((checkpoint / "config.json").read_text())
+    config |= {"model_type": "own", "auto_map": {"AutoConfig": "code.Config", "AutoModelForCausalLM": "code.Model"}}
+    (checkpoint / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ModelError, match=r"its own Python code.*model\.trust_remote_code"):
+        load_model(resolve(str(checkpoint)), device="cpu")
+    assert not mark.exists()
+
+
+def test_a_broken_config_is_one_line(checkpoint):
+    (checkpoint / "config.json").write_text("{")
+    with pytest.raises(ModelError) as error:
+        load_model(resolve(str(checkpoint)), device="cpu")
+    assert "\n" not in str(error.value) and str(checkpoint) in str(error.value)
+
+
+def test_without_the_hub_there_is_one_line_at_once(monkeypatch):
+    def offline(*_, **__):
+        raise socket.gaierror(-2, "Name or service not known")
+
+    monkeypatch.setattr(socket, "getaddrinfo", offline)
+    monkeypatch.setattr(load, "getproxies", dict)
+    resolved = resolve("no-such-org/no-such-model")
+    for action in (load_tokenizer, load_model):
+        with pytest.raises(ModelError, match=r"no-such-model is not in the hub's cache.*go online.*demo:gemma-3-270m"):
+            action(resolved)
+
+
+def test_progress_bars_are_quiet_and_come_back(checkpoint, capfd):
+    from transformers.utils import logging
+
+    logging.enable_progress_bar()
+    load_model(resolve(str(checkpoint)), device="cpu")
+    assert capfd.readouterr().err == ""
+    assert logging.is_progress_bar_enabled()
+
+
+def saved(directory: Path, tokenizer) -> ResolvedModel:
+    tokenizer.save_pretrained(directory)
+    return ResolvedModel("t", str(directory), None, None, "directory")
+
+
+def test_a_spare_token_pads_and_the_vocabulary_stays(tmp_path, small_tokenizer):
+    tokenizer = load_tokenizer(saved(tmp_path, small_tokenizer()))
+    assert (tokenizer.pad_token, tokenizer.eos_token) == ("<|reserved_0|>", "<|endoftext|>")
+    assert len(tokenizer) == 263
+    assert tokenizer(["hello", "hello world"], padding=True).input_ids[0][-1] == tokenizer.pad_token_id == 262
+
+
+def tokenizer_with(tokens: list[str], **special: str):
+    from tokenizers import Tokenizer, models
+    from transformers import PreTrainedTokenizerFast
+
+    unknown = special.get("unk_token", tokens[0])
+    core = Tokenizer(models.WordLevel({token: i for i, token in enumerate(tokens)}, unk_token=unknown))
+    return PreTrainedTokenizerFast(tokenizer_object=core, **special)
+
+
+@pytest.mark.parametrize(
+    "tokens, special, want",
+    [
+        (["a", "<pad>", "</s>", "<unk>"], {"eos_token": "</s>", "unk_token": "<unk>"}, "<pad>"),
+        (["a", "</s>", "<unk>"], {"eos_token": "</s>", "unk_token": "<unk>"}, "<unk>"),
+        (["a", "</s>", "<s>"], {"eos_token": "</s>", "bos_token": "<s>"}, "</s>"),
+        (["a", "<eot>"], {"eos_token": "<eot>", "unk_token": "<eot>", "bos_token": "<eot>"}, "<eot>"),
+        (["a", "</s>", "<mine>"], {"eos_token": "</s>", "pad_token": "<mine>"}, "<mine>"),
+    ],
+)
+def test_the_pad_token_is_one_there_is(tmp_path, tokens, special, want):
+    tokenizer = load_tokenizer(saved(tmp_path, tokenizer_with(tokens, **special)))
+    assert tokenizer.pad_token == want
+    assert len(tokenizer) == len(tokens)
+
+
+def test_a_tokenizer_without_any_end_is_refused(tmp_path):
+    with pytest.raises(ModelError, match="neither a pad nor an end token"):
+        load_tokenizer(saved(tmp_path, tokenizer_with(["a", "b"])))
+
+
+@pytest.mark.parametrize(
+    "flags, fast",
+    [
+        ("flags\t\t: fpu avx2 avx512f avx512_bf16\n", True),
+        ("flags : fpu amx_tile amx_bf16\n", True),
+        ("flags : fpu avx2 avx512f avx512_fp16\n", False),
+        ("Features : asimd bf16\n", False),
+    ],
+)
+def test_the_processor_s_flags_decide(tmp_path, flags, fast):
+    cpuinfo = tmp_path / "cpuinfo"
+    cpuinfo.write_text("processor\t: 0\n" + flags + "bugs : avx512_bf16_not\n")
+    assert load._cpu_multiplies_bf16(cpuinfo) is fast
+    assert load._cpu_multiplies_bf16(tmp_path / "none") is False
+
+
+@pytest.mark.parametrize(
+    "capability, want", [((7, 5), torch.float32), ((8, 0), torch.bfloat16), ((9, 0), torch.bfloat16)]
+)
+def test_the_gpu_s_capability_decides(monkeypatch, capability, want):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: capability)
+    assert pick_dtype("cuda") is want
+    assert pick_device() == torch.device("cuda")
+
+
+def test_the_cpu_s_type_follows_the_processor(monkeypatch):
+    for fast, want in ((True, torch.bfloat16), (False, torch.float32)):
+        monkeypatch.setattr(load, "_cpu_multiplies_bf16", lambda fast=fast: fast)
+        assert pick_dtype("cpu") is want
+
+
+def test_a_device_that_is_not_there(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(ConfigError, match=r"device 'cuda'.*use cpu or auto"):
+        pick_device("cuda")
+
+
+def test_an_unknown_type_is_refused(checkpoint):
+    with pytest.raises(ConfigError, match="must be auto, bf16, fp32 or fp16"):
+        load_model(resolve(str(checkpoint)), dtype="int8", device="cpu")  # pyright: ignore[reportArgumentType]
