@@ -1,0 +1,85 @@
+"""LoRA fine-tuning that proves itself. The public API, loaded on first use: importing this imports no torch."""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from lorafit.errors import (
+    AdapterError,
+    AdapterFileError,
+    ConfigError,
+    DataError,
+    LorafitError,
+    MissingExtraError,
+    ModelError,
+    RunError,
+)
+
+if TYPE_CHECKING:
+    from lorafit.lora import (
+        LoraConfig,
+        PeftModel,
+        TiedWeightsWarning,
+        active_adapters,
+        adapter_tensors,
+        attach,
+        count_parameters,
+        delete_adapter,
+        disabled,
+        get_peft_model,
+        list_adapters,
+        load_adapter,
+        merge,
+        merge_and_unload,
+        print_trainable_parameters,
+        restore_adapter,
+        save_adapter,
+        set_adapter,
+        unload,
+        unmerge,
+    )
+
+    __version__: str
+
+__all__ = [
+    "AdapterError",
+    "AdapterFileError",
+    "ConfigError",
+    "DataError",
+    "LoraConfig",
+    "LorafitError",
+    "MissingExtraError",
+    "ModelError",
+    "PeftModel",
+    "RunError",
+    "TiedWeightsWarning",
+    "__version__",
+    "active_adapters",
+    "adapter_tensors",
+    "attach",
+    "count_parameters",
+    "delete_adapter",
+    "disabled",
+    "get_peft_model",
+    "list_adapters",
+    "load_adapter",
+    "merge",
+    "merge_and_unload",
+    "print_trainable_parameters",
+    "restore_adapter",
+    "save_adapter",
+    "set_adapter",
+    "unload",
+    "unmerge",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    if name == "__version__":
+        return importlib.import_module("importlib.metadata").version("lorafit")
+    return getattr(importlib.import_module("lorafit.lora"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

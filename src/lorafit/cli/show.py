@@ -1,0 +1,94 @@
+"""How results look in a terminal: fits 80 columns, and reads the same without colour."""
+
+import shlex
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from lorafit.cli.output import printable
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from lorafit.evaluate import Evaluation, Measured, Sample, Verdict
+
+PERCENT = {"token_accuracy", "valid_json", "field_accuracy"}
+SMALLER_IS_BETTER = {"loss", "perplexity"}
+PROMPT_CHARACTERS = 400  # of a sample's prompt: its end is nearest to the answer
+
+
+def show_metrics(console: "Console", metrics: "Mapping[str, Measured]", rows: str) -> None:
+    """The table of base against tuned."""
+    from rich import box
+    from rich.table import Table
+
+    table = Table(title=f"Base against tuned on {rows}", box=box.SIMPLE_HEAD, title_justify="left", title_style="bold")
+    table.add_column("")
+    for heading in ("base", "tuned", "difference", "95 % interval"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for name, value in metrics.items():
+        low, high = value.interval
+        better = (value.difference < 0) == (name in SMALLER_IS_BETTER)
+        style = ("green" if better else "red") if value.beyond_chance else ""
+        table.add_row(
+            name.replace("_", " ").replace("json", "JSON"),
+            _figure(name, value.base),
+            _figure(name, value.tuned),
+            f"[{style}]{_figure(name, value.difference, '+')}[/]" if style else _figure(name, value.difference, "+"),
+            f"{_figure(name, low, '+')} to {_figure(name, high, '+')}",
+        )
+    console.print(table)
+
+
+def _figure(name: str, value: float, sign: str = "") -> str:
+    if name in PERCENT:
+        return f"{100 * value:{sign}.1f} %"
+    return f"{value:{sign}.3f}" if abs(value) < 1000 else f"{value:{sign},.0f}"
+
+
+def show_samples(console: "Console", samples: "Sequence[Sample]") -> None:
+    """Each prompt with the reference, the base model's and the tuned model's answer side by side."""
+    from rich import box
+    from rich.table import Table
+    from rich.text import Text
+
+    for number, sample in enumerate(samples, 1):
+        prompt = sample.prompt.strip()
+        shown = prompt if len(prompt) <= PROMPT_CHARACTERS else "... " + prompt[-PROMPT_CHARACTERS:]
+        console.print(Text(f"Sample {number}", style="bold"))
+        console.print(Text(printable(shown), style="dim"))
+        table = Table(box=box.SIMPLE_HEAD, expand=True, padding=(0, 1))
+        answers = {"reference": sample.reference, "base": sample.base, "tuned": sample.tuned}
+        answers = {heading: answer for heading, answer in answers.items() if answer is not None}
+        for heading in answers:
+            table.add_column(heading, ratio=1, overflow="fold")
+        table.add_row(*(Text(printable(answer).strip() or "(empty)") for answer in answers.values()))
+        console.print(table)
+
+
+def show_evaluation(console: "Console", evaluation: "Evaluation") -> None:
+    """All that the comparison of base and tuned model has to say."""
+    comparison = evaluation.comparison
+    show_metrics(console, comparison.metrics, f"{comparison.rows} held-out rows ({comparison.tokens:,} tokens)")
+    show_samples(console, evaluation.samples)
+    show_verdict(console, evaluation.verdict)
+
+
+def show_verdict(console: "Console", verdict: "Verdict") -> None:
+    """The one sentence."""
+    style = {"improved": "bold green", "no difference": "bold yellow"}.get(verdict.kind, "bold red")
+    console.print(verdict.sentence, style=style, markup=False)
+
+
+def show_next(console: "Console", run: Path, data: Path | None = None) -> None:
+    """The commands that go on from here."""
+    where = shlex.quote(str(run))
+    rows = f" --data {shlex.quote(str(data))}" if data else ""
+    console.print("\nGo on with", style="bold")
+    for command in (
+        f"lorafit chat {where}",
+        f"lorafit generate {where} --prompt '...'",
+        f"lorafit eval {where}{rows}",
+        f"lorafit export {where} --to merged --output-dir {where}-merged",
+    ):
+        console.print(f"  {command}", markup=False, soft_wrap=True)

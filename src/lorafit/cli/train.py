@@ -1,0 +1,111 @@
+"""`lorafit train`: from rows to an adapter, and what it gained."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from lorafit.cli.options import INTERRUPTED, JsonFlag, MaxSteps, OutputDir
+from lorafit.cli.output import Output, open_output
+from lorafit.errors import ConfigError
+
+if TYPE_CHECKING:
+    from lorafit.recipe import Recipe
+    from lorafit.train import Trained
+
+
+def train(
+    recipe: Annotated[
+        Path | None, typer.Argument(metavar="[RECIPE]", help="A recipe (YAML); with --resume a run directory.")
+    ] = None,
+    model: Annotated[
+        str | None,
+        typer.Option("--model", metavar="M", help="Hub id, directory, GGUF file or demo:gemma-3-270m."),
+    ] = None,
+    data: Annotated[
+        list[str] | None,
+        typer.Option("--data", metavar="FILE", help="Rows to learn from, or a dataset id; may be repeated."),
+    ] = None,
+    validation: Annotated[
+        list[str] | None,
+        typer.Option("--validation", metavar="FILE", help="Rows to hold out; a share of the data if not given."),
+    ] = None,
+    output_dir: OutputDir = None,
+    max_steps: MaxSteps = None,
+    set: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="Any setting, such as lora.r=32; may be repeated."),
+    ] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with a run that was stopped.")] = False,
+    json: JsonFlag = False,
+) -> None:
+    """Train an adapter, then compare base and tuned model on rows that were held out."""
+    with open_output(json) as out:
+        if resume:
+            if given := [option for option, value in (
+                ("--model", model), ("--data", data), ("--validation", validation),
+                ("--max-steps", max_steps), ("--set", set),
+            ) if value]:  # fmt: skip
+                raise ConfigError(f"{', '.join(given)}: a resumed run keeps its settings; leave that out")
+            settings = _recipe_to_resume(recipe, output_dir)
+        else:
+            from lorafit.recipe import load_recipe
+
+            settings = load_recipe(
+                recipe,
+                sets=set or [],
+                model=model,
+                data=data or None,
+                validation=validation or None,
+                output_dir=None if output_dir is None else str(output_dir),
+                max_steps=max_steps,
+            )
+        trained = run_training(settings, out, resume=resume)
+        result: dict[str, Any] = {"run": str(trained.run.directory), "state": trained.run.record["state"]}
+        if trained.interrupted:
+            out.result(result)
+            raise typer.Exit(INTERRUPTED)
+        result |= {"figures": trained.run.record["figures"], **_evaluate(trained, out)}
+        out.result(result)
+
+
+def run_training(recipe: "Recipe", out: Output, *, resume: bool = False) -> "Trained":
+    """Train, showing the rows first."""
+    from lorafit.data import render
+    from lorafit.train import train as fit
+
+    for note in recipe.recipe_notes:
+        out.console.print(note, style="dim", markup=False)
+    return fit(recipe, resume=resume, on_summary=lambda summary: out.console.print(render(summary)))
+
+
+def _recipe_to_resume(run: Path | None, output_dir: Path | None) -> "Recipe":
+    from lorafit.train import Run
+
+    directory = run or output_dir
+    if directory is None:
+        raise ConfigError("--resume needs the run directory: lorafit train --resume RUN")
+    return Run.open(directory).recipe.model_copy(update={"output_dir": str(directory)})
+
+
+def _evaluate(trained: "Trained", out: Output) -> dict[str, Any]:
+    from lorafit.cli.show import show_evaluation, show_next
+    from lorafit.evaluate import evaluate
+
+    run, settings, rows = trained.run, trained.run.recipe, trained.prepared.held_out_rows
+    with out.progress("Base against tuned", 2 * (len(rows) + settings.evaluate.samples)) as on_rows:
+        evaluation = evaluate(
+            trained.model,
+            trained.tokenizer,
+            trained.template,
+            trained.prepared.held_out,
+            rows,
+            settings=settings.evaluate,
+            seed=settings.train.seed,
+            history=run.metrics(),
+            on_rows=on_rows,
+        )
+    evaluation.write(run.directory)
+    show_evaluation(out.console, evaluation)
+    show_next(out.console, run.directory)
+    return evaluation.to_dict()

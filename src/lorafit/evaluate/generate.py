@@ -1,0 +1,164 @@
+"""Answers of a model: batched generation with left padding and the KV cache, and streaming for a chat."""
+
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase, TextStreamer
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How the next token is chosen.
+
+    Attributes:
+        temperature: 0 takes the likeliest token; 1 samples from the model's own distribution.
+        top_p: sample only among the likeliest tokens that together hold this probability, in (0, 1].
+        seed: of the sampling.
+    """
+
+    temperature: float = 0.0
+    top_p: float = 1.0
+    seed: int = 42
+
+
+GREEDY = Sampling()
+
+
+@contextmanager
+def evaluating(model: PreTrainedModel) -> Iterator[None]:
+    """No dropout and no gradients inside; afterwards the model is in the mode it was in."""
+    was_training = model.training
+    model.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        model.train(was_training)
+
+
+def context_length(model: PreTrainedModel) -> int | None:
+    """The most tokens the model reads, prompt and answer together; None where its config sets no limit."""
+    return getattr(model.config.get_text_config(), "max_position_embeddings", None)
+
+
+def generate(
+    model: PreTrainedModel,
+    prompts: Sequence[Sequence[int]],
+    *,
+    stop_token_ids: Collection[int],
+    max_new_tokens: int = 128,
+    sampling: Sampling = GREEDY,
+    batch_size: int = 16,
+    on_rows: Callable[[int], None] = lambda done: None,
+    streamer: TextStreamer | None = None,
+) -> list[list[int]]:
+    """Continue every prompt until a stop token or `max_new_tokens`.
+
+    Prompts of similar length share a batch; in float32 each answer equals the one that its prompt gets alone.
+
+    Args:
+        model: a causal language model.
+        prompts: token ids of each prompt, none empty.
+        stop_token_ids: any of these ends an answer and is not part of it.
+        max_new_tokens: the longest answer, in tokens.
+        sampling: greedy unless a temperature is given.
+        batch_size: prompts generated together.
+        on_rows: told how many answers each batch has finished.
+        streamer: receives the tokens as they come; for a single prompt.
+
+    Returns:
+        The new token ids of each prompt, in the order of `prompts`.
+    """
+    stops = sorted(stop_token_ids)
+    pad = stops[0] if stops else 0  # masked in front of the prompts, cut off behind the answers
+    config = GenerationConfig(
+        max_new_tokens=max_new_tokens,
+        do_sample=sampling.temperature > 0,
+        temperature=sampling.temperature or 1.0,
+        top_p=sampling.top_p,
+        top_k=50 if sampling.temperature == 0 else 0,  # transformers' neutral value of each kind: no top-k
+        eos_token_id=stops or None,
+        pad_token_id=pad,
+        use_cache=True,
+    )
+    answers: list[list[int]] = [[] for _ in prompts]
+    by_length = sorted(range(len(prompts)), key=lambda index: len(prompts[index]), reverse=True)
+    with evaluating(model), _seeded(sampling):
+        for start in range(0, len(prompts), batch_size):
+            batch = by_length[start : start + batch_size]
+            input_ids, attention_mask = _left_padded([prompts[index] for index in batch], pad)
+            output = model.generate(  # pyright: ignore[reportCallIssue]  # a mixin's method, which pyright loses
+                input_ids.to(model.device),
+                attention_mask=attention_mask.to(model.device),
+                generation_config=config,
+                streamer=streamer,
+            )
+            for index, ids in zip(batch, output[:, input_ids.shape[1] :].tolist(), strict=True):
+                end = next((at for at, token in enumerate(ids) if token in stop_token_ids), len(ids))
+                answers[index] = ids[:end]
+            on_rows(len(batch))
+    return answers
+
+
+def stream(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompt: Sequence[int],
+    on_text: Callable[[str], None],
+    *,
+    stop_token_ids: Collection[int],
+    max_new_tokens: int = 512,
+    sampling: Sampling = GREEDY,
+) -> str:
+    """Continue one prompt, calling `on_text` with each word as it is finished.
+
+    Returns:
+        The whole answer.
+    """
+    ids = generate(
+        model,
+        [prompt],
+        stop_token_ids=stop_token_ids,
+        max_new_tokens=max_new_tokens,
+        sampling=sampling,
+        streamer=_Words(tokenizer, on_text),
+    )[0]
+    return text_of(tokenizer, ids)
+
+
+def text_of(tokenizer: PreTrainedTokenizerBase, token_ids: Sequence[int]) -> str:
+    """Tokens as a person reads them, without special ones."""
+    text = tokenizer.decode(list(token_ids), skip_special_tokens=True)
+    assert isinstance(text, str)
+    return text
+
+
+@contextmanager
+def _seeded(sampling: Sampling) -> Iterator[None]:
+    """Sampling draws from its own seed and leaves the caller's random state as it was."""
+    with torch.random.fork_rng(enabled=sampling.temperature > 0):
+        if sampling.temperature > 0:
+            torch.manual_seed(sampling.seed)
+        yield
+
+
+class _Words(TextStreamer):
+    """transformers' streamer, handing its text to a function in place of printing it."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, on_text: Callable[[str], None]) -> None:
+        super().__init__(tokenizer, skip_prompt=True, skip_special_tokens=True)
+        self.on_text = on_text
+
+    def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
+        if text:
+            self.on_text(text)
+
+
+def _left_padded(prompts: Sequence[Sequence[int]], pad: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Token ids and attention mask, both (prompts, longest): all prompts end in the same column."""
+    longest = max(map(len, prompts))
+    input_ids = torch.tensor([[pad] * (longest - len(prompt)) + list(prompt) for prompt in prompts])
+    attention_mask = torch.tensor([[0] * (longest - len(prompt)) + [1] * len(prompt) for prompt in prompts])
+    return input_ids, attention_mask

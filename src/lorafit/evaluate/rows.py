@@ -1,0 +1,41 @@
+"""Rows to evaluate a finished run on."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from lorafit.data import Prepared, Template, prepare
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from lorafit.recipe import Recipe
+
+
+def held_out_rows(
+    recipe: Recipe, tokenizer: PreTrainedTokenizerBase, template: Template, files: Sequence[str] = ()
+) -> Prepared:
+    """The rows that the run held out (chosen again, from the same seed), or all rows of `files`.
+
+    Args:
+        recipe: the run's.
+        tokenizer: its model's.
+        template: the one it was trained with.
+        files: other rows, none of them trained on.
+
+    Returns:
+        What `prepare` gives; `held_out` and `held_out_rows` are the rows to evaluate on.
+    """
+    data = recipe.data
+    return prepare(
+        files or data.train_files,
+        tokenizer,
+        validation_files=files or data.validation_files,
+        validation_share=data.validation_share,
+        seed=recipe.train.seed,
+        max_length=data.max_length,
+        format=data.format,
+        train_on=data.train_on,
+        chat_template=template.source,
+    )

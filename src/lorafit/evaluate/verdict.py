@@ -1,0 +1,71 @@
+"""One plain sentence about what the training was worth."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from lorafit.evaluate.compare import Measured
+
+RISE = 1.05  # the last validation loss lies this far above its minimum ...
+GAP = 0.8  # ... and the training loss below this share of it: learned by heart
+TRAIN_LOSSES = 3  # the last training losses are noisy: their mean counts
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What the held-out rows say about the training."""
+
+    kind: Literal["improved", "no difference", "worse", "overfitted"]
+    sentence: str
+
+    def __str__(self) -> str:
+        return self.sentence
+
+
+def verdict(loss: Measured, rows: int, history: Iterable[Mapping[str, Any]] = ()) -> Verdict:
+    """Judge a run.
+
+    Args:
+        loss: the held-out loss of base and tuned model.
+        rows: how many held-out rows that is.
+        history: the lines of `metrics.jsonl`, to see whether it overfitted.
+    """
+    low, high = loss.interval
+    change = (
+        f"loss on {rows} held-out rows {loss.base:.3f} before, {loss.tuned:.3f} after "
+        f"({loss.difference:+.3f}, 95 % interval {low:+.3f} to {high:+.3f})"
+    )
+    if overfit := _overfit(list(history)):
+        gain = "better than" if high < 0 else "worse than" if low > 0 else "no better than"
+        return Verdict(
+            "overfitted", f"Overfitted: {overfit} The adapter that was kept is {gain} the base model: {change}."
+        )
+    if high < 0:
+        return Verdict("improved", f"Improved: {change}.")
+    if low > 0:
+        return Verdict(
+            "worse",
+            f"Worse than the base model: {change}. A lower learning rate or cleaner rows may help.",
+        )
+    return Verdict(
+        "no difference",
+        f"No difference beyond chance: {change}; the interval contains zero. "
+        "More steps, a higher learning rate or more rows may help.",
+    )
+
+
+def _overfit(history: list[Mapping[str, Any]]) -> str | None:
+    """How the validation loss rose while the training loss fell, or None where it did not."""
+    validation = [(line["step"], line["eval_loss"]) for line in history if "eval_loss" in line]
+    training = [line["loss"] for line in history if "loss" in line][-TRAIN_LOSSES:]
+    if not validation or not training:
+        return None
+    best_step, best = min(validation, key=lambda point: point[1])
+    last_step, last = validation[-1]
+    train = sum(training) / len(training)
+    if last < RISE * best or train > GAP * last:
+        return None
+    return (
+        f"after step {best_step} the validation loss rose from {best:.3f} to {last:.3f} at step {last_step}, "
+        f"while the training loss went down to {train:.3f}."
+    )

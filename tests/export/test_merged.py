@@ -1,0 +1,103 @@
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from lorafit.errors import ConfigError, ModelError
+from lorafit.evaluate import generate, read_samples
+from lorafit.export import export, merged, targets
+from lorafit.train.run import Run
+
+
+@pytest.fixture(scope="module")
+def exported(tiny_run: Path, tmp_path_factory: pytest.TempPathFactory):
+    return export(Run.open(tiny_run), "merged", tmp_path_factory.mktemp("export") / "merged")
+
+
+def test_targets_are_the_files_of_the_folder():
+    assert targets() == ["merged"]
+
+
+def test_keeps_the_base_models_dtype_and_tensors(exported, tiny_model_directory: Path):
+    found, base = (load_file(path / "model.safetensors") for path in (exported.directory, tiny_model_directory))
+    assert exported.dtype == "bfloat16"
+    assert {name: (value.shape, value.dtype) for name, value in found.items()} == {
+        name: (value.shape, value.dtype) for name, value in base.items()
+    }
+    changed = {name for name in base if not torch.equal(found[name], base[name])}
+    assert changed and all("_proj" in name for name in changed)
+
+
+def test_weights_are_base_plus_update_rounded_once(exported, tiny_run: Path, tiny_model_directory: Path):
+    model, *_ = Run.open(tiny_run).load_model(merge=True)
+    found = load_file(exported.directory / "model.safetensors")
+    for name, value in model.state_dict().items():
+        assert torch.equal(found[name], value.to(torch.bfloat16)), name
+
+
+def test_speaks_without_lorafit(exported, tiny_run: Path):
+    """In a process that cannot import lorafit: the chat template and stop tokens that lorafit itself would use."""
+    question = read_samples(tiny_run)[0].prompt
+    code = f"""
+import sys; sys.modules["lorafit"] = None
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+directory = {str(exported.directory)!r}
+model = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32)
+tokenizer = AutoTokenizer.from_pretrained(directory)
+messages = [{{"role": "user", "content": {question!r}}}]
+inputs = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_tensors="pt", return_dict=True)
+output = model.generate(**inputs, max_new_tokens=24, do_sample=False)
+print(inputs["input_ids"][0].tolist(), output[0, inputs["input_ids"].shape[1]:].tolist(), sep=chr(10))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    prompt, answer = map(json.loads, done.stdout.splitlines())
+    template = Run.open(tiny_run).load_model()[2]
+    assert prompt == template.prompt_ids([{"role": "user", "content": question}])
+    written = AutoModelForCausalLM.from_pretrained(exported.directory, dtype=torch.float32)
+    [expected] = generate(written, [prompt], stop_token_ids=template.stop_token_ids, max_new_tokens=24)
+    assert [token for token in answer if token not in template.stop_token_ids] == expected
+
+
+def test_generation_ends_where_training_ended_answers(exported):
+    config = json.loads((exported.directory / "generation_config.json").read_text())
+    assert config["eos_token_id"] == [2] or config["eos_token_id"] == 2
+    tokenizer = AutoTokenizer.from_pretrained(exported.directory)
+    assert "### Response:" in tokenizer.chat_template
+
+
+def test_reports_the_measured_difference(exported, tiny_run: Path):
+    model, tokenizer, _ = Run.open(tiny_run).load_model()
+    written = AutoModelForCausalLM.from_pretrained(exported.directory, dtype=torch.float32).eval()
+    differences = []
+    for sample in read_samples(tiny_run):
+        ids = torch.tensor([tokenizer(f"{sample.prompt}\n{sample.reference}")["input_ids"]])
+        with torch.no_grad():
+            difference = (model(input_ids=ids).logits - written(input_ids=ids).logits)[0, -16:].abs().max()
+        differences.append(float(difference))
+    assert exported.max_logit_difference == pytest.approx(max(differences), rel=1e-3)
+    assert 0 < exported.max_logit_difference < exported.tolerance
+
+
+def test_a_wrong_merge_is_an_error_and_leaves_nothing(tiny_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    from lorafit.lora import unload
+
+    monkeypatch.setattr(merged, "merge_and_unload", unload)  # forgets the update
+    with pytest.raises(ModelError, match=r"differ by up to [\d.]+ where [\d.]+ is allowed"):
+        export(Run.open(tiny_run), "merged", tmp_path / "merged")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_never_overwrites(tiny_run: Path, tmp_path: Path):
+    (tmp_path / "note.txt").write_text("mine")
+    with pytest.raises(ConfigError, match="is not empty and is not overwritten"):
+        export(Run.open(tiny_run), "merged", tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["note.txt"]
+    (tmp_path / "empty").mkdir()
+    assert export(Run.open(tiny_run), "merged", tmp_path / "empty").directory.is_dir()
