@@ -25,6 +25,7 @@ def document_attention(
     causal: bool = True,
     window: int | None = None,
     softcap: float | None = None,
+    dropout: float = 0.0,
 ) -> Tensor:
     """Softmax attention within each document.
 
@@ -37,6 +38,7 @@ def document_attention(
         causal: Whether a token sees only itself and what is before it in its document.
         window: How many tokens back a token sees, itself included; None for all (causal only).
         softcap: c of `c tanh(score / c)` (Gemma 2's `attn_logit_softcapping`); None for none.
+        dropout: Probability that an attention weight is dropped.
 
     Returns:
         (1, tokens, heads, d_v).
@@ -46,9 +48,9 @@ def document_attention(
         q, k, v = (x[0, :, start : start + length] for x in (query, key, value))  # (heads, length, d)
         seen = None if window is None or window >= length else window
         if length <= LONGEST_BY_PRODUCTS or softcap is not None:
-            outputs.append(_by_products(q, k, v, scaling, causal, seen, softcap))
+            outputs.append(_by_products(q, k, v, scaling, causal, seen, softcap, dropout))
         else:
-            outputs.append(_by_fused_kernel(q, k, v, scaling, causal, seen))
+            outputs.append(_by_fused_kernel(q, k, v, scaling, causal, seen, dropout))
         start += length
     return torch.cat(outputs)[None]
 
@@ -81,7 +83,14 @@ def document_attention_reference(
 
 
 def _by_products(
-    q: Tensor, k: Tensor, v: Tensor, scaling: float, causal: bool, window: int | None, softcap: float | None
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    scaling: float,
+    causal: bool,
+    window: int | None,
+    softcap: float | None,
+    dropout: float,
 ) -> Tensor:
     """(heads, length, d) and (key heads, length, d) to (length, heads, d_v)."""
     (heads, length, _), key_heads = q.shape, k.shape[0]
@@ -92,7 +101,7 @@ def _by_products(
         scores = torch.tanh(scores / softcap) * softcap
     if causal:
         scores.view(-1, length, length).add_(_mask(length, window, q.dtype, q.device))
-    output = scores.softmax(-1) @ v
+    output = F.dropout(scores.softmax(-1), dropout) @ v
     return output.view(heads, length, -1).transpose(0, 1)
 
 
@@ -109,10 +118,19 @@ def _seen(length: int, window: int | None, device: torch.device) -> Tensor:
     return seen if window is None else seen.triu(1 - window)
 
 
-def _by_fused_kernel(q: Tensor, k: Tensor, v: Tensor, scaling: float, causal: bool, window: int | None) -> Tensor:
+def _by_fused_kernel(
+    q: Tensor, k: Tensor, v: Tensor, scaling: float, causal: bool, window: int | None, dropout: float
+) -> Tensor:
     """The same by torch's fused kernel."""
     mask = None if window is None else _seen(q.shape[1], window, q.device)
     output = F.scaled_dot_product_attention(
-        q[None], k[None], v[None], mask, is_causal=causal and mask is None, scale=scaling, enable_gqa=len(q) != len(k)
+        q[None],
+        k[None],
+        v[None],
+        mask,
+        dropout,
+        is_causal=causal and mask is None,
+        scale=scaling,
+        enable_gqa=len(q) != len(k),
     )
     return output[0].transpose(0, 1)

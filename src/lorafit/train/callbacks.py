@@ -1,0 +1,184 @@
+"""What happens around a step: metrics, keeping the best, stopping early, stopping on a signal, showing progress."""
+
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable
+from types import FrameType
+from typing import TextIO
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from transformers import TrainerCallback, TrainerState
+
+from lorafit.train.run import Run
+
+
+def evaluations(state: TrainerState) -> list[tuple[int, float]]:
+    """(step, held-out loss) of every evaluation so far; the history is part of each checkpoint."""
+    return [(int(row["step"]), row["eval_loss"]) for row in state.log_history if "eval_loss" in row]
+
+
+def best_evaluation(state: TrainerState, threshold: float = 0.0) -> tuple[int, float] | None:
+    """(step, loss) of the last evaluation that beat those before by more than `threshold` nats, or None."""
+    best = None
+    for step, loss in evaluations(state):
+        if best is None or loss < best[1] - threshold:
+            best = step, loss
+    return best
+
+
+class WriteMetrics(TrainerCallback):
+    """Appends every logged step and evaluation to the run's `metrics.jsonl`."""
+
+    def __init__(self, run: Run) -> None:
+        self.run = run
+
+    def on_log(self, args, state, control, logs=None, **kwargs) -> None:
+        """Append what was logged."""
+        figures = {key: value for key, value in (logs or {}).items() if key != "epoch"}
+        self.run.log({"step": state.global_step, "epoch": state.epoch, **figures})
+
+
+class KeepAdapter(TrainerCallback):
+    """Keeps the run's `adapter/`: that of the lowest held-out loss, or the last one.
+
+    Args:
+        save: writes the model's present adapter to the run.
+        best: keep the best; needs evaluations. False keeps the last.
+    """
+
+    def __init__(self, save: Callable[[], None], *, best: bool) -> None:
+        self.save, self.best = save, best
+
+    def on_evaluate(self, args, state, control, **kwargs) -> None:
+        """Save after an evaluation that is the best so far."""
+        best = best_evaluation(state)
+        if self.best and best is not None and best[0] == state.global_step:
+            self.save()
+
+    def on_save(self, args, state, control, **kwargs) -> None:
+        """Save with each checkpoint where no evaluation decides."""
+        if not self.best or best_evaluation(state) is None:
+            self.save()
+
+
+class StopEarly(TrainerCallback):
+    """Ends training after `patience` evaluations in a row without a loss lower by more than `threshold` nats.
+
+    Attributes:
+        stopped: whether it has.
+    """
+
+    def __init__(self, patience: int, threshold: float) -> None:
+        self.patience, self.threshold = patience, threshold
+        self.stopped = False
+
+    def on_evaluate(self, args, state, control, **kwargs) -> None:
+        """End training when patience is used up."""
+        best = best_evaluation(state, self.threshold)
+        since = sum(step > best[0] for step, _ in evaluations(state)) if best else 0
+        if since >= self.patience:
+            self.stopped = control.should_training_stop = control.should_save = control.should_log = True
+
+
+class StopOnSignal(TrainerCallback):
+    """Ctrl-C or SIGTERM finishes the step and saves a checkpoint; a second one stops at once.
+
+    A context manager: the handlers stand while training runs (only in the main thread, where Python allows them).
+
+    Attributes:
+        interrupted: whether a signal has come.
+    """
+
+    SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+    def __init__(self) -> None:
+        self.interrupted = False
+        self._before: dict[int, object] = {}
+
+    def __enter__(self) -> "StopOnSignal":
+        if threading.current_thread() is threading.main_thread():
+            self._before = {number: signal.signal(number, self._on_signal) for number in self.SIGNALS}
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)  # type: ignore[arg-type]
+
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        if self.interrupted:
+            raise KeyboardInterrupt
+        self.interrupted = True
+        # Not through a stream, which the signal may have caught half way through a write.
+        os.write(2, b"\nStopping: the step is finished and saved first. Once more stops at once.\n")
+
+    def on_step_end(self, args, state, control, **kwargs) -> None:
+        """Have the checkpoint written, and end."""
+        if self.interrupted and not control.should_training_stop:
+            control.should_training_stop = control.should_save = True
+
+
+class ShowProgress(TrainerCallback):
+    """A bar on a terminal; elsewhere a line for each logged step, at most one in `seconds_between` seconds.
+
+    Args:
+        stream: where to, by default stderr.
+        seconds_between: of plain lines; evaluations are always shown.
+    """
+
+    def __init__(self, stream: TextIO | None = None, seconds_between: float = 10.0) -> None:
+        self.console = Console(file=stream or sys.stderr, highlight=False, soft_wrap=True)
+        self.seconds_between = seconds_between
+        self._bar: Progress | None = None
+        self._shown_at = -float("inf")
+        self._first: tuple[int, float] = (0, 0.0)
+
+    def print(self, text: str) -> None:
+        """Print a line above the bar."""
+        self.console.print(text, markup=False)
+
+    def on_train_begin(self, args, state, control, **kwargs) -> None:
+        """Start the bar, or the clock."""
+        self._first = state.global_step, time.monotonic()
+        if self.console.is_terminal:
+            columns = (BarColumn(), MofNCompleteColumn(), TextColumn("{task.description}"), TimeRemainingColumn())
+            self._bar = Progress(*columns, console=self.console, speed_estimate_period=300)
+            self._bar.add_task("first step ...", total=state.max_steps, completed=state.global_step)
+            self._bar.start()
+
+    def on_step_end(self, args, state, control, **kwargs) -> None:
+        """Move the bar."""
+        if self._bar is not None:
+            self._bar.update(self._bar.task_ids[0], completed=state.global_step)
+
+    def on_log(self, args, state, control, logs=None, **kwargs) -> None:
+        """Show a step's or an evaluation's figures."""
+        logs = logs or {}
+        if "eval_loss" in logs:
+            best = best_evaluation(state)
+            mark = "  (best so far)" if best is not None and best[0] == state.global_step else ""
+            self.print(f"step {state.global_step}/{state.max_steps}  held-out loss {logs['eval_loss']:.4f}{mark}")
+        if "loss" not in logs:
+            return
+        memory = f"{logs['peak_memory_bytes'] / 1e9:.1f} GB"
+        figures = f"loss {logs['loss']:.4f}  {logs['tokens_per_second']:,.0f} tokens/s  {memory}"
+        if self._bar is not None:
+            self._bar.update(self._bar.task_ids[0], description=figures)
+        elif time.monotonic() - self._shown_at >= self.seconds_between or state.global_step == state.max_steps:
+            self._shown_at = time.monotonic()
+            self.print(f"step {state.global_step}/{state.max_steps}  {figures}  {self._time_left(state)} left")
+
+    def _time_left(self, state: TrainerState) -> str:
+        step, started = self._first
+        a_step = (time.monotonic() - started) / max(state.global_step - step, 1)
+        minutes, seconds = divmod(round(a_step * (state.max_steps - state.global_step)), 60)
+        return f"{minutes // 60}:{minutes % 60:02d}:{seconds:02d}"
+
+    def close(self) -> None:
+        """Take the bar down, also after an error."""
+        if self._bar is not None:
+            self._bar.stop()
+            self._bar = None

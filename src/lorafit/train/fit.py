@@ -1,0 +1,268 @@
+"""The whole training: rows, model, adapter, trainer, run directory."""
+
+import hashlib
+import time
+import traceback
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from datasets import Dataset
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
+
+from lorafit.data import Prepared, Template, prepare
+from lorafit.errors import RunError
+from lorafit.lora import LoraConfig, attach, count_parameters, restore_adapter
+from lorafit.models import ResolvedModel, load_model, load_tokenizer, resolve
+from lorafit.recipe import Recipe
+from lorafit.train.attention import attention_by_document
+from lorafit.train.batches import Document
+from lorafit.train.callbacks import KeepAdapter, ShowProgress, StopEarly, StopOnSignal, WriteMetrics, best_evaluation
+from lorafit.train.checkpoint import checkpoints_in, problems_of, step_of
+from lorafit.train.loss import LabelLoss, choose_packing
+from lorafit.train.memory import peak_memory_bytes
+from lorafit.train.run import Run, free_directory
+from lorafit.train.trainer import LoraTrainer
+
+if TYPE_CHECKING:
+    from lorafit.data import Summary
+
+GUARD_ROWS = 4  # rows that try whether packing is exact
+
+
+@dataclass
+class Trained:
+    """What `train` leaves: the run on disk, and in memory what evaluation goes on with.
+
+    Attributes:
+        run: the run directory.
+        model: in evaluation mode, carrying the adapter that lies in `run.adapter`.
+        tokenizer: of the base model.
+        template: turns messages into prompts as in training.
+        prepared: the rows, held-out ones included.
+        interrupted: whether a signal ended training before its end; `--resume` goes on.
+    """
+
+    run: Run
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    template: Template
+    prepared: Prepared
+    interrupted: bool
+
+
+def train(
+    recipe: Recipe,
+    *,
+    resume: bool = False,
+    on_summary: "Callable[[Summary], None]" = lambda summary: None,
+    on_notice: Callable[[str], None] | None = None,
+) -> Trained:
+    """Train an adapter into a run directory.
+
+    Args:
+        recipe: what to do. With `resume` it must be the run's own (`Run.open(directory).recipe`).
+        resume: go on from the newest whole checkpoint in `recipe.output_dir`; on the CPU the end is, bit for bit, that
+            of a run that never stopped.
+        on_summary: called with the summary of the rows before the model is loaded.
+        on_notice: called with each line worth knowing; by default they go where the progress goes, to stderr.
+
+    Returns:
+        The run, and model, tokenizer, template and rows for the evaluation.
+
+    Raises:
+        LorafitError: Anything wrong with settings, rows, model or run directory.
+        KeyboardInterrupt: A second signal; checkpoints are whole.
+    """
+    progress = ShowProgress()
+    notice = on_notice or progress.print
+    run, reference = _existing(recipe) if resume else (None, recipe.model.name)
+    resolved = resolve(reference, revision=recipe.model.revision, on_message=notice)
+    if resolved.notice:
+        notice(resolved.notice)
+    tokenizer = load_tokenizer(resolved, trust_remote_code=recipe.model.trust_remote_code)
+    prepared = _prepare(recipe, tokenizer)
+    on_summary(prepared.summary)
+    rows = {"rows_sha256": fingerprint(prepared.train), "summary": prepared.summary.to_dict()}
+    if run is None:
+        run, recipe = _start(recipe, resolved, rows)
+    elif run.record["data"]["rows_sha256"] != rows["rows_sha256"]:
+        raise RunError(
+            f"the training rows are not those {run.directory} was started with; resuming would mix two data sets. "
+            "Restore the files, or start a new run with another --output-dir"
+        )
+    run.update(state="running", error=None)
+    try:
+        return _Fit(run, recipe, resolved, tokenizer, prepared, progress, notice).run_all(resume)
+    except KeyboardInterrupt:
+        run.update(state="interrupted", error="stopped at once")
+        raise
+    except Exception as error:
+        run.update(state="failed", error="".join(traceback.format_exception_only(error)).strip())
+        raise
+    finally:
+        progress.close()
+
+
+@dataclass
+class _Fit:
+    """One call of `train` from the loaded model on."""
+
+    run: Run
+    recipe: Recipe
+    resolved: ResolvedModel
+    tokenizer: PreTrainedTokenizerBase
+    prepared: Prepared
+    progress: ShowProgress
+    notice: Callable[[str], None]
+
+    def run_all(self, resume: bool) -> Trained:
+        model = self.adapted_model()
+        checkpoint = self.newest_checkpoint() if resume else None
+        if resume:
+            self.run.rewind_metrics(step_of(checkpoint) if checkpoint else 0)
+        started = time.monotonic()
+        with StopOnSignal() as stop, ExitStack() as cleanup:
+            use_cache = model.config.use_cache  # the Trainer turns it off; generation wants it
+            cleanup.callback(lambda: setattr(model.config, "use_cache", use_cache))
+            trainer = self.trainer(model, stop)
+            if trainer.loss.by_document:
+                cleanup.enter_context(attention_by_document(model))
+            trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        interrupted = stop.interrupted and trainer.goes_on
+        self.finish(trainer, interrupted, time.monotonic() - started)
+        return Trained(self.run, model.eval(), self.tokenizer, self.prepared.template, self.prepared, interrupted)
+
+    def adapted_model(self) -> PreTrainedModel:
+        settings = self.recipe.model
+        model = load_model(
+            self.resolved, dtype=settings.dtype, device=settings.device, trust_remote_code=settings.trust_remote_code
+        )
+        set_seed(self.recipe.train.seed)
+        attach(model, LoraConfig.from_dict(self.recipe.lora.model_dump()))
+        return model
+
+    def newest_checkpoint(self) -> Path | None:
+        for checkpoint in reversed(checkpoints_in(self.run.checkpoints)):
+            problems = list(problems_of(checkpoint))
+            if not problems:
+                self.notice(f"Going on from step {step_of(checkpoint)}.")
+                return checkpoint
+            self.notice(f"{checkpoint} is damaged ({'; '.join(problems)}); trying the one before.")
+        self.notice("No checkpoint was saved yet: starting at the first step.")
+        return None
+
+    def trainer(self, model: PreTrainedModel, stop: StopOnSignal) -> LoraTrainer:
+        settings, held_out = self.recipe.train, self.prepared.held_out if len(self.prepared.held_out) else None
+        loss = LabelLoss(model)
+        first = self.prepared.train[: min(GUARD_ROWS, len(self.prepared.train))]
+        documents = [Document.of({"input_ids": ids, "labels": labels})
+                     for ids, labels in zip(first["input_ids"], first["labels"], strict=True)]  # fmt: skip
+        packed = choose_packing(loss, documents)
+        if not packed:
+            name = type(model).__name__
+            self.notice(f"{name} mixes documents that share a row: batches are padded instead, sorted by length.")
+        self.run.update(
+            packed=packed,
+            by_document=loss.by_document,
+            parameters=dict(zip(("trainable", "all"), count_parameters(model), strict=True)),
+        )
+        keep_best = held_out is not None and settings.load_best_model_at_end
+        callbacks: list[Any] = [
+            WriteMetrics(self.run),
+            KeepAdapter(lambda: self.run.save_adapter(model, self.prepared.template), best=keep_best),
+        ]
+        if settings.early_stopping_patience is not None:
+            callbacks.append(StopEarly(settings.early_stopping_patience, settings.early_stopping_threshold))
+        return LoraTrainer(
+            model,
+            settings,
+            train=self.prepared.train,
+            held_out=held_out,
+            checkpoints=self.run.checkpoints,
+            loss=loss,
+            packed=packed,
+            callbacks=[*callbacks, stop, self.progress],
+        )
+
+    def finish(self, trainer: LoraTrainer, interrupted: bool, wall_seconds: float) -> None:
+        state, counters = trainer.state, trainer.counters
+        best = best_evaluation(state)
+        figures = {
+            "steps": state.global_step,
+            "total_steps": state.max_steps,
+            "epochs": state.epoch,
+            "tokens": counters.tokens,
+            "seconds": counters.seconds,
+            "wall_seconds": wall_seconds,
+            "tokens_per_second": counters.tokens / max(counters.seconds, 1e-9),
+            "peak_memory_bytes": peak_memory_bytes(),
+            "best_step": best[0] if best else None,
+            "best_loss": best[1] if best else None,
+        }
+        if best and best[0] != state.global_step and self.recipe.train.load_best_model_at_end:
+            restore_adapter(trainer.causal_lm, self.run.adapter)
+        self.run.update(state="interrupted" if interrupted else "finished", figures=figures)
+        if interrupted:
+            self.notice(f"Stopped after step {state.global_step} of {state.max_steps}, saved. Go on with:")
+            self.notice(f"  {self.run.resume_command}")
+
+
+def _prepare(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> Prepared:
+    settings = recipe.data
+    return prepare(
+        settings.train_files,
+        tokenizer,
+        validation_files=settings.validation_files,
+        validation_share=settings.validation_share,
+        seed=recipe.train.seed,
+        max_length=settings.max_length,
+        format=settings.format,
+        train_on=settings.train_on,
+        chat_template=settings.chat_template,
+    )
+
+
+def _existing(recipe: Recipe) -> tuple[Run, str]:
+    """The run to go on with, and the reference of its model."""
+    if recipe.output_dir is None:
+        raise RunError("resuming needs the run's folder: lorafit train --resume RUN")
+    run = Run.open(recipe.output_dir)
+    record = run.record
+    if record["state"] == "finished":
+        steps = record["figures"]["steps"]
+        raise RunError(
+            f"{run.directory} is finished (step {steps}); to train more, start a run with another --output-dir"
+        )
+    return run, record["model"]["reference"]
+
+
+def _start(recipe: Recipe, resolved: ResolvedModel, rows: dict[str, Any]) -> tuple[Run, Recipe]:
+    """A new run directory, and the recipe with every path resolved, so that the run can be taken up from anywhere."""
+    local = resolved.kind in ("directory", "gguf")
+    reference = str(Path(resolved.reference).resolve()) if local else resolved.reference
+    names = Path(recipe.model.name).stem.replace(":", "-"), Path(recipe.data.train_files[0]).stem
+    directory = Path(recipe.output_dir) if recipe.output_dir else free_directory(Path("runs") / "-".join(names))
+    lists = {"train_files": recipe.data.train_files, "validation_files": recipe.data.validation_files}
+    data = recipe.data.model_copy(update={key: [_absolute(file) for file in files] for key, files in lists.items()})
+    model = recipe.model.model_copy(update={"name": reference})
+    recipe = recipe.model_copy(update={"output_dir": str(directory.resolve()), "data": data, "model": model})
+    base = {"reference": reference, "revision": resolved.revision, "kind": resolved.kind}
+    return Run.create(directory, recipe, model=base, data=rows, seed=recipe.train.seed), recipe
+
+
+def _absolute(file: str) -> str:
+    return str(Path(file).resolve()) if Path(file).exists() else file
+
+
+def fingerprint(rows: Dataset) -> str:
+    """SHA-256 of the token ids and labels of all rows, in order."""
+    digest = hashlib.sha256()
+    for batch in rows.with_format("arrow").iter(1000):
+        for column in ("input_ids", "labels"):
+            array = batch[column].combine_chunks()  # type: ignore[call-overload, index, union-attr]
+            digest.update(array.value_lengths().to_numpy(zero_copy_only=False).tobytes())
+            digest.update(array.flatten().to_numpy(zero_copy_only=False).tobytes())
+    return digest.hexdigest()

@@ -1,0 +1,19 @@
+"""What a run has used of the machine's memory."""
+
+import sys
+
+import torch
+
+
+def peak_memory_bytes() -> int:
+    """The most memory this process has held: on a CUDA device what torch allocated there, else resident memory."""
+    if torch.cuda.is_available() and torch.cuda.is_initialized():
+        return torch.cuda.max_memory_allocated()
+    if sys.platform == "win32":
+        import psutil
+
+        return psutil.Process().memory_info().peak_wset
+    import resource
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024  # macOS counts bytes, Linux KiB

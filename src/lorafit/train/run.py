@@ -1,0 +1,200 @@
+"""The run directory: the only thing that passes between lorafit's verbs."""
+
+import json
+import os
+import shlex
+import sys
+from collections.abc import Iterator, Mapping
+from datetime import datetime, timezone
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lorafit.errors import RunError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from lorafit.data import Template
+    from lorafit.recipe import Recipe
+
+STATES = ("running", "interrupted", "finished", "failed")
+REPORTED_VERSIONS = ("lorafit", "torch", "transformers", "accelerate", "datasets", "safetensors")
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Replace a file's text: a reader, or a crash, sees the old text or the new one, never a part."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    with temporary.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+
+
+def free_directory(directory: Path) -> Path:
+    """`directory` itself if nothing is there, else the first free of `directory-2`, `directory-3`, ..."""
+    candidate, number = directory, 2
+    while candidate.exists():
+        candidate, number = directory.with_name(f"{directory.name}-{number}"), number + 1
+    return candidate
+
+
+class Run:
+    """A directory with all there is to know about one training.
+
+    `recipe.yaml` holds the settings, `run.json` state, versions and figures, `metrics.jsonl` an object a logged step,
+    `adapter/` the best adapter so far in PEFT's format with its chat template, `checkpoints/` what `--resume` needs.
+
+    Attributes:
+        directory: its path.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+
+    adapter = property(lambda self: self.directory / "adapter", doc="Folder of the best adapter so far.")
+    checkpoints = property(lambda self: self.directory / "checkpoints", doc="Folder of the checkpoints.")
+
+    @classmethod
+    def create(cls, directory: str | Path, recipe: "Recipe", **record: Any) -> "Run":
+        """Start a run in an empty or new directory.
+
+        Args:
+            directory: where; parents are made.
+            recipe: the settings, written to `recipe.yaml`.
+            **record: what `run.json` shall hold besides state, times, command and versions.
+
+        Raises:
+            RunError: Something is there already. A run is never overwritten.
+        """
+        directory = Path(directory)
+        if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
+            is_run = (directory / "run.json").is_file()
+            resume = f"go on with it: {cls(directory).resume_command}\n  or " if is_run else ""
+            raise RunError(
+                f"{directory} is not empty and lorafit overwrites nothing;\n  {resume}"
+                f"take a free name: --output-dir {shlex.quote(str(free_directory(directory)))}"
+            )
+        directory.mkdir(parents=True, exist_ok=True)
+        run = cls(directory)
+        write_atomically(directory / "recipe.yaml", recipe.to_yaml())
+        started = {
+            "state": "running",
+            "started": _now(),
+            "command": shlex.join(sys.argv),
+            "versions": {"python": sys.version.split()[0], **{name: version(name) for name in REPORTED_VERSIONS}},
+        }
+        run._write_record({**started, **record})
+        return run
+
+    @classmethod
+    def open(cls, directory: str | Path) -> "Run":
+        """Open an existing run.
+
+        Raises:
+            RunError: It is missing or not a run; the message lists all that is wrong.
+        """
+        run = cls(Path(directory))
+        if not run.directory.is_dir():
+            raise RunError(f"{run.directory} is not a directory; name the folder that `lorafit train` wrote")
+        names = "run.json", "recipe.yaml"
+        problems = [f"{name} is missing" for name in names if not (run.directory / name).is_file()]
+        if not problems:
+            try:
+                state = run.record.get("state")
+                problems = [] if state in STATES else [f"run.json has the state {state!r}, none of {', '.join(STATES)}"]
+            except (ValueError, AttributeError) as error:
+                problems = [f"run.json is not a JSON object ({error})"]
+        if problems:
+            raise RunError(f"{run.directory} is not a lorafit run: {'; '.join(problems)}")
+        return run
+
+    @property
+    def resume_command(self) -> str:
+        """The command line that goes on with this run."""
+        return f"lorafit train --resume {shlex.quote(str(self.directory))}"
+
+    @property
+    def record(self) -> dict[str, Any]:
+        """What `run.json` holds."""
+        return json.loads((self.directory / "run.json").read_text(encoding="utf-8"))
+
+    def update(self, **changes: Any) -> None:
+        """Set keys of `run.json`."""
+        self._write_record({**self.record, **changes, "updated": _now()})
+
+    def _write_record(self, record: Mapping[str, Any]) -> None:
+        write_atomically(self.directory / "run.json", json.dumps(record, indent=2, ensure_ascii=False, allow_nan=False))
+
+    @property
+    def recipe(self) -> "Recipe":
+        """The settings this run was started with."""
+        from lorafit.recipe import load_recipe
+
+        return load_recipe(str(self.directory / "recipe.yaml"))
+
+    def log(self, row: Mapping[str, Any]) -> None:
+        """Append one object to `metrics.jsonl`."""
+        with (self.directory / "metrics.jsonl").open("a", encoding="utf-8") as file:
+            file.write(json.dumps(row, allow_nan=False) + "\n")
+
+    def metrics(self) -> Iterator[dict[str, Any]]:
+        """The objects of `metrics.jsonl`; a last line that a crash cut short is left out."""
+        path = self.directory / "metrics.jsonl"
+        for line in path.read_text(encoding="utf-8").splitlines(keepends=True) if path.exists() else ():
+            if line.endswith("\n"):
+                yield json.loads(line)
+
+    def rewind_metrics(self, step: int) -> None:
+        """Drop what was logged after `step`: a resumed run logs it again."""
+        kept = [json.dumps(row) + "\n" for row in self.metrics() if row["step"] <= step]
+        write_atomically(self.directory / "metrics.jsonl", "".join(kept))
+
+    def save_adapter(self, model: "PreTrainedModel", template: "Template") -> None:
+        """Write the model's adapter to `adapter/`, with the chat template it is trained with."""
+        from lorafit.lora import save_adapter
+
+        self.adapter.mkdir(exist_ok=True)
+        write_atomically(self.adapter / "chat_template.jinja", template.source)
+        save_adapter(model, self.adapter)
+
+    @property
+    def has_adapter(self) -> bool:
+        """Whether an adapter has been saved."""
+        return (self.adapter / "adapter_model.safetensors").is_file()
+
+    def load_model(self, *, merge: bool = False) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase, Template]":
+        """Load the base model with the run's adapter, its tokenizer and the template it was trained with.
+
+        Args:
+            merge: add the adapter to the base weights (faster to run, cannot be taken off again).
+
+        Returns:
+            The model in evaluation mode, its tokenizer, the template.
+
+        Raises:
+            RunError: The run has saved no adapter yet.
+        """
+        if not self.has_adapter:
+            state = self.record["state"]
+            raise RunError(f"{self.directory} (state: {state}) has no adapter yet; go on with: {self.resume_command}")
+        from lorafit.data import Template
+        from lorafit.lora import load_adapter, merge_and_unload
+        from lorafit.models import load_model, load_tokenizer, resolve
+
+        settings, base = self.recipe.model, self.record["model"]
+        resolved = resolve(base["reference"], revision=base["revision"])
+        tokenizer = load_tokenizer(resolved, trust_remote_code=settings.trust_remote_code)
+        model = load_model(
+            resolved, dtype=settings.dtype, device=settings.device, trust_remote_code=settings.trust_remote_code
+        )
+        load_adapter(model, self.adapter)
+        source = (self.adapter / "chat_template.jinja").read_text(encoding="utf-8")
+        if merge:
+            merge_and_unload(model)  # in place
+        return model.eval(), tokenizer, Template(tokenizer, source)
+
+
+def _now() -> str:
+    return datetime.now(timezone.utc).isoformat(timespec="seconds")

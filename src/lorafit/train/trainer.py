@@ -1,0 +1,274 @@
+"""transformers' Trainer, where one "batch" is a whole optimizer step, computed in unpadded micro-batches."""
+
+import math
+import time
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import torch
+from datasets import Dataset
+from torch import Tensor
+from torch.utils.data import DataLoader
+from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainingArguments
+from transformers.trainer_callback import PrinterCallback
+
+from lorafit.errors import RunError
+from lorafit.lora import restore_adapter
+from lorafit.recipe import TrainSettings
+from lorafit.train.batches import ShuffledSteps, StepCollator
+from lorafit.train.callbacks import StopEarly
+from lorafit.train.checkpoint import load_optimizer, prune, read_state, restore_random_states, save_checkpoint
+from lorafit.train.loss import LabelLoss, evaluating
+from lorafit.train.memory import peak_memory_bytes
+
+TENTH = 0.1
+EVALUATED_AT_ONCE = 256  # held-out rows packed together
+
+
+@dataclass
+class Counters:
+    """Sums over the run and, with `new_`, since the last logged step. They live in the checkpoint.
+
+    Attributes:
+        tokens: real tokens seen, prompts included, padding never.
+        seconds: time in forward and backward, without optimizer, evaluation and saving.
+        new_loss: loss summed over trained tokens, in nats.
+        new_trained: those tokens.
+    """
+
+    tokens: int = 0
+    seconds: float = 0.0
+    new_tokens: int = 0
+    new_seconds: float = 0.0
+    new_loss: float = 0.0
+    new_trained: int = 0
+
+    def restart(self) -> None:
+        """Begin a new logging window."""
+        self.new_tokens = self.new_trained = 0
+        self.new_seconds = self.new_loss = 0.0
+
+
+class LoraTrainer(Trainer):
+    """Trains a model's adapter.
+
+    The loss of a step is the sum over its trained tokens divided by their number, whatever the micro-batches, so that
+    `token_budget` sets memory and speed but never the result.
+
+    Args:
+        model: a causal language model with an adapter.
+        settings: the recipe's `train` section.
+        train: rows with `input_ids` and unshifted `labels`.
+        held_out: rows to evaluate on; None trains without.
+        checkpoints: folder of the checkpoints.
+        loss: computes the label losses.
+        packed: whether documents share a flat row; else they are padded, sorted by length.
+        callbacks: transformers' callbacks.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        settings: TrainSettings,
+        *,
+        train: Dataset,
+        held_out: Dataset | None,
+        checkpoints: Path,
+        loss: LabelLoss,
+        packed: bool = True,
+        callbacks: list[TrainerCallback] | None = None,
+    ) -> None:
+        self.settings, self.loss, self.checkpoints = settings, loss, checkpoints
+        self.causal_lm, self.held_out = model, held_out  # as they came, typed
+        self.counters = Counters()
+        self.steps = ShuffledSteps(
+            len(train), settings.per_device_train_batch_size * settings.gradient_accumulation_steps, settings.seed
+        )
+        self.eval_collator = StepCollator(settings.token_budget, settings.per_device_eval_batch_size, packed)
+        super().__init__(
+            model=model,
+            args=training_arguments(
+                settings,
+                str(checkpoints),
+                steps_in_epoch=len(self.steps),
+                evaluate=held_out is not None,
+                on_cpu=model.device.type == "cpu",
+            ),
+            data_collator=StepCollator(settings.token_budget, settings.per_device_train_batch_size, packed),
+            train_dataset=train,
+            eval_dataset=held_out,
+            callbacks=[_SetEpoch(self.steps), *(callbacks or [])],
+        )
+        self.remove_callback(PrinterCallback)
+        if self.args.world_size > 1:
+            raise RunError(
+                f"started in {self.args.world_size} processes, but lorafit trains in one; leave out torchrun"
+            )
+
+    @property
+    def goes_on(self) -> bool:
+        """Whether steps are left that early stopping has not called off."""
+        early = [callback for callback in self.callback_handler.callbacks if isinstance(callback, StopEarly)]
+        return self.state.global_step < self.state.max_steps and not any(callback.stopped for callback in early)
+
+    def get_train_dataloader(self) -> DataLoader:
+        """One batch an optimizer step; its order depends on seed and epoch only."""
+        return DataLoader(self.train_dataset, batch_sampler=self.steps, collate_fn=self.data_collator)  # type: ignore[arg-type]
+
+    def training_step(self, model, inputs: dict[str, Any], num_items_in_batch=None) -> Tensor:
+        """Forward and backward of a step's micro-batches; returns its loss, a mean over its trained tokens."""
+        started = time.perf_counter()
+        model.train()
+        trained = max(inputs["trained"], 1)
+        step_loss = torch.zeros((), device=self.args.device)
+        for micro_batch in inputs["micro_batches"]:
+            loss = self.loss(micro_batch.to(self.args.device)).sum() / trained
+            self.accelerator.backward(loss)
+            step_loss += loss.detach()
+        value = self._finite("loss", step_loss.item())
+        seconds, counters = time.perf_counter() - started, self.counters
+        counters.tokens += inputs["tokens"]
+        counters.new_tokens += inputs["tokens"]
+        counters.seconds += seconds
+        counters.new_seconds += seconds
+        counters.new_loss += value * inputs["trained"]
+        counters.new_trained += inputs["trained"]
+        return step_loss
+
+    def _finite(self, what: str, value: float) -> float:
+        if math.isfinite(value):
+            return value
+        raise RunError(
+            f"the {what} became {value} at step {self.state.global_step + 1}; that step was not taken. Lower the "
+            f"learning rate ({self.settings.learning_rate:g}) or use model.dtype fp32, and start again"
+        )
+
+    def _get_grad_norm(self, model, grad_norm=None) -> float:
+        """The gradient's norm, before the optimizer uses the gradient."""
+        norm: Any = super()._get_grad_norm(model, grad_norm=grad_norm)  # a tensor or a float
+        return self._finite("gradient", float(norm))
+
+    def floating_point_ops(self, inputs: dict[str, Any]) -> int:
+        """Not counted."""
+        return 0
+
+    def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix: str = "eval") -> dict[str, float]:
+        """Loss a trained token over all held-out rows, in nats, weighted by token exactly."""
+        rows: Any = self.held_out if eval_dataset is None else eval_dataset
+        total, trained = 0.0, 0
+        with evaluating(self.causal_lm):
+            for start in range(0, len(rows), EVALUATED_AT_ONCE):
+                part = self.eval_collator([rows[i] for i in range(start, min(start + EVALUATED_AT_ONCE, len(rows)))])
+                trained += part["trained"]
+                for micro_batch in part["micro_batches"]:
+                    total += self.loss(micro_batch.to(self.args.device)).double().sum().item()
+        metrics = {f"{metric_key_prefix}_loss": total / max(trained, 1)}
+        self.log(dict(metrics))
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        return metrics
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Log the figures of a step (a line of `metrics.jsonl`) or an evaluation; transformers' summary is left out."""
+        if "train_runtime" in logs:
+            return
+        if "loss" in logs:
+            counters = self.counters
+            logs = {
+                "loss": counters.new_loss / max(counters.new_trained, 1),
+                "learning_rate": logs["learning_rate"],
+                "grad_norm": float(logs["grad_norm"]),
+                "tokens": counters.tokens,
+                "tokens_per_second": counters.new_tokens / max(counters.new_seconds, 1e-9),
+                "peak_memory_bytes": peak_memory_bytes(),
+            }
+            counters.restart()
+        super().log(logs)
+
+    def _save_checkpoint(self, model, trial) -> None:
+        state = self.state
+        save_checkpoint(
+            self.checkpoints / f"checkpoint-{state.global_step}",
+            model=self.causal_lm,
+            optimizer=self.optimizer,  # type: ignore[arg-type]
+            scheduler=self.lr_scheduler,
+            state=state,
+            counters=asdict(self.counters),
+        )
+        prune(self.checkpoints, self.settings.save_total_limit)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model=None) -> None:
+        restore_adapter(self.causal_lm, resume_from_checkpoint)
+        self.counters = Counters(**read_state(Path(resume_from_checkpoint))["counters"])
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        if checkpoint is not None:
+            load_optimizer(Path(checkpoint), self.causal_lm, self.optimizer)  # type: ignore[arg-type]
+            self.lr_scheduler.load_state_dict(read_state(Path(checkpoint))["scheduler"])  # type: ignore[union-attr]
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        if checkpoint is not None:
+            restore_random_states(read_state(Path(checkpoint))["random"])
+
+
+class _SetEpoch(TrainerCallback):
+    """Tells the shuffle which epoch begins (or, resumed, goes on)."""
+
+    def __init__(self, steps: ShuffledSteps) -> None:
+        self.steps = steps
+
+    def on_epoch_begin(self, args, state, control, **kwargs) -> None:
+        self.steps.epoch = state.global_step // len(self.steps)
+
+
+def training_arguments(
+    settings: TrainSettings, output_dir: str, *, steps_in_epoch: int, evaluate: bool, on_cpu: bool
+) -> TrainingArguments:
+    """The recipe's `train` section as transformers reads it; a whole step is one batch, nothing accumulates there."""
+    total = total_steps(settings, steps_in_epoch)
+    eval_steps = _in_steps(TENTH if settings.eval_steps is None else settings.eval_steps, total)
+    save_steps = eval_steps if settings.save_steps is None else _in_steps(settings.save_steps, total)
+    # transformers renamed gradient_checkpointing; the old name warns where the new one exists.
+    names = {field.name for field in fields(TrainingArguments)}
+    recompute = "activation_checkpointing" if "activation_checkpointing" in names else "gradient_checkpointing"
+    options = {"use_reentrant": False}
+    args = TrainingArguments(
+        output_dir=output_dir,
+        per_device_train_batch_size=settings.per_device_train_batch_size * settings.gradient_accumulation_steps,
+        per_device_eval_batch_size=settings.per_device_eval_batch_size,
+        max_steps=total,
+        learning_rate=settings.learning_rate,
+        lr_scheduler_type=settings.lr_scheduler_type,
+        warmup_steps=settings.warmup_steps,
+        optim="adamw_torch_fused",  # same mathematics as adamw_torch in one kernel, on the CPU too
+        weight_decay=settings.weight_decay,
+        adam_beta1=settings.adam_beta1,
+        adam_beta2=settings.adam_beta2,
+        adam_epsilon=settings.adam_epsilon,
+        max_grad_norm=settings.max_grad_norm,
+        seed=settings.seed,
+        logging_steps=settings.logging_steps,
+        logging_first_step=True,
+        logging_nan_inf_filter=False,
+        eval_strategy="steps" if evaluate else "no",
+        eval_steps=eval_steps,
+        save_strategy="steps",
+        save_steps=save_steps,
+        report_to=list(settings.report_to) or "none",
+        remove_unused_columns=False,
+        disable_tqdm=True,
+        use_cpu=on_cpu,
+        **({recompute: True, f"{recompute}_kwargs": options} if settings.gradient_checkpointing else {}),
+    )
+    args._n_gpu = min(args.n_gpu, 1)  # one device: DataParallel copies the model each step
+    return args
+
+
+def total_steps(settings: TrainSettings, steps_in_epoch: int) -> int:
+    """Optimizer steps of the whole run."""
+    return settings.max_steps if settings.max_steps > 0 else math.ceil(settings.num_train_epochs * steps_in_epoch)
+
+
+def _in_steps(value: float, total: int) -> int:
+    """A number of steps, or a share of the run, as a number of steps."""
+    return max(1, math.ceil(total * value - 1e-9) if value < 1 else int(value))

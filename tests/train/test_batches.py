@@ -1,0 +1,65 @@
+from collections import Counter
+
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from tiny_models import random_rows
+
+from lorafit.train.batches import Document, ShuffledSteps, StepCollator, pack, pad
+
+
+def test_document_is_shifted_and_ends_where_no_label_needs_more():
+    row = {"input_ids": [5, 6, 7, 8, 9, 3], "labels": [-100, -100, 7, 8, -100, -100]}
+    assert Document.of(row) == Document([5, 6, 7], [-100, 7, 8])
+    assert len(Document.of({"input_ids": [5, 6], "labels": [5, -100]})) == 0  # nothing predicts the first token
+
+
+def test_pack_restarts_positions_and_predicts_nothing_across_a_border():
+    batch = pack([Document([5, 6, 7], [-100, 7, 8]), Document([9, 4], [4, 2])])
+    assert batch.input_ids.tolist() == [[5, 6, 7, 9, 4]]
+    assert batch.position_ids is not None and batch.position_ids.tolist() == [[0, 1, 2, 0, 1]]
+    assert batch.labelled.tolist() == [[0, 0, 0, 0], [1, 2, 3, 4]]
+    assert batch.targets.tolist() == [7, 8, 4, 2]
+    assert set(batch.inputs) == {"input_ids", "position_ids"}
+
+
+def test_pad():
+    batch = pad([Document([5, 6, 7], [-100, 7, 8]), Document([9, 4], [4, 2])])
+    assert batch.input_ids.tolist() == [[5, 6, 7], [9, 4, 0]]
+    assert batch.attention_mask is not None and batch.attention_mask.tolist() == [[1, 1, 1], [1, 1, 0]]
+    assert batch.labelled.tolist() == [[0, 0, 1, 1], [1, 2, 0, 1]]
+    assert batch.targets.tolist() == [7, 8, 4, 2]
+
+
+@given(st.integers(0, 10_000), st.integers(1, 25), st.integers(1, 120), st.integers(1, 6), st.booleans())
+def test_collator_loses_nothing_and_keeps_its_limits(seed, count, budget, members, packed):
+    rows = random_rows(count, seed)
+    step = StepCollator(budget, members, packed)(rows)
+    got, expected = Counter(), Counter()
+    for batch in step["micro_batches"]:
+        got.update(batch.targets.tolist())
+        documents = int((batch.position_ids == 0).sum()) if packed else len(batch.input_ids)
+        assert documents <= members
+        assert batch.input_ids.numel() <= budget or documents == 1
+    for row in rows:
+        expected.update(label for label in row["labels"][1:] if label != -100)
+    assert got == expected
+    assert step["trained"] == sum(expected.values())
+    assert step["tokens"] == sum(len(row["input_ids"]) for row in rows)
+
+
+def test_rows_without_a_label_make_an_empty_step():
+    step = StepCollator(100, 4)([{"input_ids": [1, 2, 3], "labels": [-100, -100, -100]}])
+    assert step == {"micro_batches": [], "tokens": 3, "trained": 0}
+
+
+def test_shuffle_depends_on_seed_and_epoch_only():
+    def epoch(number, seed=42):
+        steps = ShuffledSteps(10, 4, seed)
+        steps.epoch = number
+        torch.rand(3)  # torch's global generator has no say
+        return list(steps)
+
+    assert epoch(0) == epoch(0) and epoch(0) != epoch(1) and epoch(0) != epoch(0, seed=43)
+    assert [len(step) for step in epoch(3)] == [4, 4, 2] and len(ShuffledSteps(10, 4, 0)) == 3
+    assert sorted(index for step in epoch(3) for index in step) == list(range(10))

@@ -1,0 +1,176 @@
+import json
+import os
+import random
+import signal
+
+import pytest
+import torch
+from tiny_models import tiny_model
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast, TrainerCallback
+
+from lorafit.errors import RunError
+from lorafit.lora import disabled
+from lorafit.recipe import load_recipe
+from lorafit.train import Run, train
+from lorafit.train.callbacks import ShowProgress
+
+
+def byte_tokenizer() -> PreTrainedTokenizerFast:
+    """A token a byte."""
+    specials = ["<pad>", "<bos>", "<eos>"]
+    vocabulary = {token: i for i, token in enumerate([*specials, *sorted(pre_tokenizers.ByteLevel.alphabet())])}
+    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    pad, bos, eos = specials
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token=pad, bos_token=bos, eos_token=eos)
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory):
+    """Tiny models with a tokenizer, on disk: kind -> folder."""
+    folder = tmp_path_factory.mktemp("models")
+
+    def save(kind):
+        if not (folder / kind).exists():
+            tiny_model(kind, vocab_size=259).save_pretrained(folder / kind)
+            byte_tokenizer().save_pretrained(folder / kind)
+        return folder / kind
+
+    return save
+
+
+@pytest.fixture
+def rows(tmp_path):
+    file = tmp_path / "rows.jsonl"
+    file.write_text("".join(json.dumps({"prompt": f"{n} + 1 =", "completion": str(n + 1)}) + "\n" for n in range(40)))
+    return file
+
+
+def recipe(model, rows, folder, *sets, **flags):
+    fast = ["train.learning_rate=5e-3", "train.per_device_train_batch_size=8", "train.token_budget=256", "lora.r=4"]
+    return load_recipe(sets=[*fast, *sets], model=str(model), data=str(rows), output_dir=str(folder), **flags)
+
+
+def test_a_run_from_rows_to_a_model_that_loads_again(base, rows, tmp_path):
+    seen, lines = [], []
+    trained = train(recipe(base("llama"), rows, tmp_path / "run"), on_summary=seen.append, on_notice=lines.append)
+    assert [summary.train_rows for summary in seen] == [len(trained.prepared.train)] == [32]
+    assert not trained.interrupted and lines == []
+
+    record = Run.open(tmp_path / "run").record
+    figures = record["figures"]
+    assert record["state"] == "finished" and record["packed"] and record["seed"] == 42
+    assert figures["steps"] == figures["total_steps"] == 12 and figures["epochs"] == 3
+    assert figures["tokens"] == 3 * sum(map(len, trained.prepared.train["input_ids"]))
+    assert figures["tokens_per_second"] == pytest.approx(figures["tokens"] / figures["seconds"])
+    assert record["model"] == {"reference": str(base("llama")), "revision": None, "kind": "directory"}
+    losses = {row["step"]: row["eval_loss"] for row in trained.run.metrics() if "eval_loss" in row}
+    assert figures["best_loss"] == min(losses.values()) == losses[figures["best_step"]] < max(losses.values())
+    assert trained.model.config.use_cache and not trained.model.training
+
+    model, _, template = Run.open(tmp_path / "run").load_model()
+    ids = torch.tensor([template.prompt_ids([{"role": "user", "content": "7 + 1 ="}])])
+    assert template.source == trained.template.source
+    with torch.no_grad():
+        again, kept = model(ids).logits, trained.model(ids).logits
+        assert torch.equal(again, kept)  # in memory as on disk: the best adapter
+        merged = Run.open(tmp_path / "run").load_model(merge=True)[0](ids).logits
+        torch.testing.assert_close(merged, kept, rtol=1e-4, atol=1e-4)
+        with disabled(model):
+            assert not torch.allclose(model(ids).logits, kept, atol=1e-3)
+
+
+def test_the_best_adapter_is_what_a_run_leaves(base, rows, tmp_path):
+    noise = random.Random(0)  # nothing to learn but the rows themselves: the held-out loss rises
+    noisy = [{"prompt": str(n), "completion": "".join(noise.choices("abcdefgh", k=12))} for n in range(40)]
+    rows.write_text("\n".join(map(json.dumps, noisy)))
+    sets = ["train.learning_rate=0.05", "train.num_train_epochs=20.0", "train.early_stopping_patience=2"]
+    trained = train(recipe(base("llama"), rows, tmp_path / "run", *sets), on_notice=lambda line: None)
+    figures = trained.run.record["figures"]
+    assert figures["best_step"] < figures["steps"]
+    reloaded = trained.run.load_model()[0]
+    ids = torch.arange(3, 30)[None]
+    with torch.no_grad():
+        assert torch.equal(reloaded(ids).logits, trained.model(ids).logits)
+
+
+def test_a_model_that_mixes_positions_is_padded_with_one_line(base, rows, tmp_path):
+    lines = []
+    trained = train(recipe(base("lfm2"), rows, tmp_path / "run", max_steps=3), on_notice=lines.append)
+    assert len(lines) == 1 and lines[0].startswith(
+        "Lfm2ForCausalLM mixes documents that share a row: batches are padded"
+    )
+    assert trained.run.record["packed"] is False
+    losses = [row["loss"] for row in trained.run.metrics() if "loss" in row]
+    assert len(losses) == 3
+
+
+def interrupt(monkeypatch, step):
+    """Ctrl-C while step `step` is computed."""
+
+    def on_step_begin(self: TrainerCallback, args, state, control, **kwargs) -> None:
+        if state.global_step + 1 == step:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    monkeypatch.setattr(ShowProgress, "on_step_begin", on_step_begin)
+
+
+def test_ctrl_c_says_how_to_go_on_and_resume_ends_like_one_that_never_stopped(base, rows, tmp_path, monkeypatch):
+    sets = ["lora.lora_dropout=0.1", "train.logging_steps=3"]
+    whole = train(recipe(base("gpt2"), rows, tmp_path / "whole", *sets), on_notice=lambda line: None)
+
+    lines = []
+    with monkeypatch.context() as patch:
+        interrupt(patch, 7)
+        part = train(recipe(base("gpt2"), rows, tmp_path / "part", *sets), on_notice=lines.append)
+    assert part.interrupted and part.run.record["state"] == "interrupted"
+    assert lines == ["Stopped after step 7 of 12, saved. Go on with:", f"  lorafit train --resume {tmp_path / 'part'}"]
+    part.run.load_model()  # usable as it is
+
+    lines.clear()
+    resumed = train(Run.open(tmp_path / "part").recipe, resume=True, on_notice=lines.append)
+    assert lines == ["Going on from step 7."]
+    assert resumed.run.record["state"] == "finished"
+    ours, expected = ((run.adapter / "adapter_model.safetensors").read_bytes() for run in (resumed.run, whole.run))
+    assert ours == expected
+    machine = {"tokens_per_second", "peak_memory_bytes"}
+    ours, expected = ([{k: v for k, v in row.items() if k not in machine} for row in trained.run.metrics()]
+                      for trained in (resumed, whole))  # fmt: skip
+    assert ours == expected
+    assert resumed.run.record["figures"]["tokens"] == whole.run.record["figures"]["tokens"]
+
+    with pytest.raises(RunError, match=r"is finished \(step 12\)"):
+        train(Run.open(tmp_path / "part").recipe, resume=True)
+
+
+def test_a_damaged_checkpoint_falls_back_to_the_one_before(base, rows, tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        interrupt(patch, 7)
+        part = train(recipe(base("llama"), rows, tmp_path / "run"), on_notice=lambda line: None)
+    newest = part.run.checkpoints / "checkpoint-7" / "optimizer.safetensors"
+    newest.write_bytes(newest.read_bytes()[:-10])
+    lines = []
+    train(part.run.recipe, resume=True, on_notice=lines.append)
+    assert "checkpoint-7 is damaged (optimizer.safetensors: " in lines[0] and lines[1] == "Going on from step 6."
+    steps = [row["step"] for row in part.run.metrics() if "loss" in row]
+    assert steps == list(range(1, 13))
+
+
+def test_resume_refuses_other_rows(base, rows, tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        interrupt(patch, 2)
+        part = train(recipe(base("llama"), rows, tmp_path / "run"), on_notice=lambda line: None)
+    rows.write_text(rows.read_text().replace('"completion": "3"', '"completion": "4"'))
+    with pytest.raises(RunError, match="training rows are not those"):
+        train(part.run.recipe, resume=True)
+    assert part.run.record["state"] == "interrupted"
+
+
+def test_an_error_is_recorded(base, rows, tmp_path):
+    broken = recipe(base("llama"), rows, tmp_path / "run", "lora.target_modules=[no_such_layer]")
+    with pytest.raises(ValueError, match="no_such_layer"):
+        train(broken, on_notice=lambda line: None)
+    record = Run.open(tmp_path / "run").record
+    assert record["state"] == "failed" and "no_such_layer" in record["error"]
