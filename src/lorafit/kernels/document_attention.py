@@ -43,15 +43,16 @@ def document_attention(
     Returns:
         (1, tokens, heads, d_v).
     """
-    outputs, start = [], 0
-    for length in lengths:
-        q, k, v = (x[0, :, start : start + length] for x in (query, key, value))  # (heads, length, d)
+    # split, not slices: the backward of a slice fills a tensor of all tokens, for every document
+    parts = zip(*(x[0].split(list(lengths), dim=1) for x in (query, key, value)), strict=True)
+    outputs = []
+    for q, k, v in parts:  # (heads, length, d)
+        length = q.shape[1]
         seen = None if window is None or window >= length else window
         if length <= LONGEST_BY_PRODUCTS or softcap is not None:
             outputs.append(_by_products(q, k, v, scaling, causal, seen, softcap, dropout))
         else:
             outputs.append(_by_fused_kernel(q, k, v, scaling, causal, seen, dropout))
-        start += length
     return torch.cat(outputs)[None]
 
 

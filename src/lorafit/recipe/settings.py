@@ -229,7 +229,7 @@ class TrainSettings(Settings):
         default=1, ge=1, description="Such batches summed into one optimizer step."
     )
     token_budget: int = Field(
-        default=2048,
+        default=1024,
         ge=1,
         description="Tokens computed at a time: the rows of a batch are packed without padding into micro-batches of "
         "at most so many (a longer row goes alone). Sets the memory, not the result.",
@@ -303,19 +303,6 @@ class TrainSettings(Settings):
         if value is not None and value > 1 and value != int(value):
             raise ValueError("must be a whole number of steps, or below 1 as a share of the run")
         return value
-
-    @model_validator(mode="after")
-    def _best_was_saved(self) -> TrainSettings:
-        if self.save_steps is None or not self.load_best_model_at_end:
-            return self
-        evaluate = 0.1 if self.eval_steps is None else self.eval_steps
-        times = self.save_steps / evaluate
-        if (self.save_steps < 1) != (evaluate < 1) or abs(times - round(times)) > 1e-6 or round(times) < 1:
-            raise ValueError(
-                f"save_steps = {self.save_steps:g} must be a multiple of eval_steps = {evaluate:g}, because "
-                "load_best_model_at_end can only keep what was evaluated and saved: set save_steps to null"
-            )
-        return self
 
 
 class EvaluateSettings(Settings):
