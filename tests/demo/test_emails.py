@@ -34,7 +34,9 @@ def phrases(pool: Pool, length: int) -> set[tuple[str, ...]]:
 
 def test_no_name_or_product_word_is_on_both_sides():
     assert not words(TRAINING.first_names + TRAINING.last_names) & words(HELD_OUT.first_names + HELD_OUT.last_names)
-    assert not words(TRAINING.products) & words(HELD_OUT.products)
+    assert not words(TRAINING.product_kinds + TRAINING.product_things) & words(
+        HELD_OUT.product_kinds + HELD_OUT.product_things
+    )
 
 
 def test_no_phrasing_is_on_both_sides():
@@ -89,9 +91,8 @@ def test_every_answer_has_the_fields_in_order_and_is_written_in_its_email(pool: 
         assert answer["name"].lower() in email and answer["product"] in email
         prefix, digits = answer["order"].lower().split("-")
         assert re.search(rf"{prefix}[-/ ]?{digits}", email)
-        if answer["date"] is not None:
-            date = datetime.date.fromisoformat(answer["date"])
-            assert str(date.day) in email and f"{date.year % 100}" in email
+        date = datetime.date.fromisoformat(answer["date"])
+        assert str(date.day) in email and str(date.year) in email
         if answer["amount"] is not None:
             whole = int(answer["amount"])
             assert str(whole) in email.replace(",", "").replace(".", "")
@@ -108,8 +109,8 @@ def test_emails_vary_in_request_layout_and_tone(pool: Pool):
     assert 0.08 < sum(email.islower() for email in emails) / 300 < 0.2
     assert 0.08 < sum("\n> " in email for email in emails) / 300 < 0.3  # quoted replies
     assert 0.05 < sum(bool(re.search(r"^(from|sender): ", email, re.M | re.I)) for email in emails) / 300 < 0.3
-    for field in ("date", "amount"):
-        assert 0.06 < sum(answer[field] is None for answer in answers) / 300 < 0.2
+    assert 0.06 < sum(answer["amount"] is None for answer in answers) / 300 < 0.2
+    assert len({answer["product"] for answer in answers}) > 120  # else the products are learnt and not read
     assert min(len(email.split()) for email in emails) > 15 and max(len(email.split()) for email in emails) < 110
 
 
@@ -119,7 +120,7 @@ def test_distractors_never_equal_the_fact_they_stand_beside(pool: Pool):
     rng = random.Random(11)
     for index in range(200):
         facts = draw_facts(rng, pool, REQUESTS[index % len(REQUESTS)])
-        assert facts.date is None or facts.date > facts.sent
+        assert facts.date > facts.sent
         orders = re.findall(r"\b([a-z]{2})[-/ ]?(\d{5})\b", compose(rng, pool, facts).lower())
         assert 1 <= len(set(orders)) <= 6 and tuple(facts.order.lower().split("-")) in orders
 
@@ -128,19 +129,18 @@ def test_a_date_is_written_in_no_notation_that_means_another_day():
     rng = random.Random(0)
     written = {write_date(rng, datetime.date(2024, 4, 3)) for _ in range(300)}
     assert written == {
-        "3 April 2024", "April 3, 2024", "3rd of April 2024", "3 Apr 2024", "Apr 3rd 2024", "03.04.2024", "3.4.24",
+        "3 April 2024", "April 3, 2024", "3rd of April 2024", "3 Apr 2024", "Apr 3rd 2024", "03.04.2024",
         "2024-04-03",
     }  # fmt: skip
     late = {write_date(rng, datetime.date(2024, 4, 13)) for _ in range(300)}
-    assert {"13/04/2024", "4/13/2024", "13th of April 2024"} < late
+    assert {"13/04/2024", "13th of April 2024"} < late
     assert "21st of April 2024" in {write_date(rng, datetime.date(2024, 4, 21)) for _ in range(300)}
 
 
 def test_amounts_and_orders_are_written_in_these_notations():
     rng = random.Random(0)
-    assert {write_amount(rng, 124905) for _ in range(300)} == {
-        "$1,249.05", "£1,249.05", "EUR 1.249,05", "1.249,05 €", "1249.05 USD", "1249,05 euro",
-        "1249 euros and 5 cents",
+    assert {write_amount(rng, 124975) for _ in range(300)} == {
+        "$1,249.75", "£1,249.75", "EUR 1.249,75", "1.249,75 €", "1249.75 USD", "1249,75 euro",
     }  # fmt: skip
     assert {write_amount(rng, 124900) for _ in range(300)} == {
         "$1,249", "£1,249.00", "EUR 1.249,00", "1249 euros", "1249,- EUR", "1249 dollars",
@@ -157,6 +157,6 @@ def test_the_answer_is_one_compact_line():
         '{"request":"refund","name":"Anna Berger","product":"desk lamp","order":"KX-48213","date":"2025-03-14",'
         '"amount":89.9}'
     )
-    unsaid = Facts(day, "refund", "Anna Berger", "desk lamp", "KX-48213", None, None)
-    assert unsaid.to_json().endswith('"date":null,"amount":null}')
-    assert Facts(day, "refund", "A B", "c", "KX-48213", None, 124900).to_json().endswith('"amount":1249}')
+    unsaid = Facts(day, "refund", "Anna Berger", "desk lamp", "KX-48213", day, None)
+    assert unsaid.to_json().endswith('"date":"2025-03-14","amount":null}')
+    assert Facts(day, "refund", "A B", "c", "KX-48213", day, 124900).to_json().endswith('"amount":1249}')

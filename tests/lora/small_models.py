@@ -23,7 +23,7 @@ GROUPED = {**SIZES, **TOKENS, "num_key_value_heads": 2, "head_dim": 8}
 
 
 class SmallCNN(nn.Module):
-    """Convolutions in one, two and three dimensions, dilated and padded by reflection, and a linear head."""
+    """Convolutions in one, two and three dimensions, one of them strided, and a linear head."""
 
     def __init__(self):
         super().__init__()

@@ -2,12 +2,14 @@ import copy
 import pickle
 import time
 
+import peft
 import pytest
 import torch
-from small_models import batch, bert, llama, make, output
-from transformers import LlamaForCausalLM
+from accelerate.hooks import AlignDevicesHook, add_hook_to_module, remove_hook_from_module
+from small_models import SIZES, batch, bert, llama, make, output
+from transformers import BertConfig, BertForMaskedLM, LlamaForCausalLM
 
-from lorafit.errors import AdapterError
+from lorafit.errors import AdapterError, ConfigError
 from lorafit.lora import (
     LoraConfig,
     active_adapters,
@@ -16,7 +18,10 @@ from lorafit.lora import (
     delete_adapter,
     disabled,
     list_adapters,
+    load_adapter,
     merge,
+    restore_adapter,
+    save_adapter,
     set_adapter,
     unmerge,
 )
@@ -183,3 +188,102 @@ def test_cost_is_linear_in_the_number_of_adapters(model):
     early, _, late = seconds(5, 25), seconds(25, 105), seconds(105, 125)
     assert late < 3 * early  # a quadratic scan would make it about 8 times
     assert sum(1 for name, _ in model.named_parameters() if name.endswith(".a7")) == 8
+
+
+def test_biases_follow_the_model_to_another_dtype():
+    model = make("bert")
+    attach(model, LoraConfig(target_modules=["query"], bias="all"), "first")
+    attach(model, LoraConfig(target_modules=["query"], bias="lora_only"), "second")
+    model.double()
+    plain = output(make("bert").double(), batch("bert"))
+    with disabled(model):
+        assert torch.equal(output(model, batch("bert")), plain)
+    set_adapter(model, "first")
+    assert torch.equal(output(model, batch("bert")), plain)
+
+
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")  # by PEFT itself
+def test_tied_biases_stay_tied(tmp_path):
+    def bert_lm():
+        torch.manual_seed(0)
+        return BertForMaskedLM(BertConfig(**SIZES)).eval()
+
+    model, config = bert_lm(), {"target_modules": ["query"], "bias": "all"}
+    reference = peft.get_peft_model(bert_lm(), peft.LoraConfig(**config))
+    attach(model, LoraConfig(**config))
+    assert count_parameters(model) == reference.get_nb_trainable_parameters()
+    head = model.cls.predictions
+    assert head.bias is head.decoder.bias
+    with torch.no_grad():
+        head.bias.add_(1)
+    save_adapter(model, tmp_path)
+    loaded = bert_lm()
+    load_adapter(loaded, tmp_path)
+    restore_adapter(loaded, tmp_path)
+    assert loaded.cls.predictions.bias is loaded.cls.predictions.decoder.bias
+    assert torch.equal(output(loaded, batch("llama")), output(model, batch("llama")))
+
+
+def test_the_block_of_disabled_may_delete_but_not_merge(model):
+    attach(model, CONFIG)
+    tuned = output(model, batch("llama"))
+    with disabled(model), pytest.raises(AdapterError, match=r"disabled\(\) at present"):
+        merge(model)
+    assert torch.equal(output(model, batch("llama")), tuned)
+    with disabled(model):
+        delete_adapter(model, "default")
+    with pytest.raises(AdapterError, match="has no adapter"):
+        active_adapters(model)
+
+
+@pytest.mark.parametrize("name", ["train", "items", "training", "type"])
+def test_names_that_torch_needs_are_refused(model, name):
+    names = set(model.state_dict())
+    with pytest.raises(AdapterError, match=f"'{name}' is the name of something in torch's modules"):
+        attach(model, CONFIG, name)
+    assert set(model.state_dict()) == names
+
+
+def test_adapters_of_a_part_and_of_the_whole_do_not_mix(model):
+    attach(model.model, CONFIG)
+    with pytest.raises(
+        AdapterError, match=r"'model\.layers\.0\.self_attn\.q_proj' has an adapter that was attached to another"
+    ):
+        attach(model, CONFIG)
+    delete_adapter(model.model, "default")
+    attach(model, CONFIG)
+    with pytest.raises(AdapterError, match="attached to another"):
+        attach(model.model, CONFIG)
+
+
+def test_a_target_inside_another_adapters_saved_module_is_refused():
+    model = make("bert")
+    attach(model, LoraConfig(target_modules=["query"], modules_to_save=["pooler"]), "first")
+    with pytest.raises(ConfigError, match=r"'bert\.pooler\.dense' is saved whole by another adapter"):
+        attach(model, LoraConfig(target_modules=["bert.pooler.dense"]), "second")
+
+
+def test_modules_that_accelerate_hooked_are_adapted(model):
+    base = output(model, batch("llama"))
+    for module in model.modules():
+        add_hook_to_module(module, AlignDevicesHook("cpu"))
+    attach(model, LoraConfig(target_modules=["q_proj"], modules_to_save=["lm_head"], init_lora_weights=False))
+    with torch.no_grad():
+        model.lm_head.modules_to_save["default"].weight.mul_(2)
+    tuned = output(model, batch("llama"))
+    assert not torch.allclose(tuned, base)
+    set_adapter(model, [])
+    assert torch.equal(output(model, batch("llama")), base)
+    set_adapter(model, "default")
+    for module in model.modules():
+        remove_hook_from_module(module)
+    assert torch.equal(output(model, batch("llama")), tuned)
+    delete_adapter(model, "default")
+    assert torch.equal(output(model, batch("llama")), base)
+
+
+def test_modules_without_parameters_can_be_saved():
+    model = make("bert")
+    base = output(model, batch("bert"))
+    attach(model, LoraConfig(target_modules=["query"], modules_to_save=["classifier", "dropout"]))
+    assert torch.equal(output(model, batch("bert")), base)

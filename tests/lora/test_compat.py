@@ -8,7 +8,7 @@ from datasets import Dataset
 from small_models import GROUPED, batch, gpt2, llama, make, output
 from transformers import LlamaConfig, LlamaForCausalLM, Trainer, TrainingArguments
 
-from lorafit import LoraConfig, PeftModel, get_peft_model
+from lorafit import LoraConfig, PeftModel, attach, get_peft_model
 from lorafit.errors import ConfigError
 
 GUIDE = {"r": 8, "lora_alpha": 32, "target_modules": ["c_attn"], "lora_dropout": 0.1, "bias": "none"}
@@ -129,3 +129,27 @@ def test_generate_works(tmp_path):
 def test_what_is_not_supported_is_said(call, message):
     with pytest.raises(ConfigError, match=message):
         call(make("llama"))
+
+
+def test_deleting_the_active_adapter_activates_the_first_left():
+    model = get_peft_model(make("llama"), LoraConfig(target_modules=["q_proj"]))
+    model.add_adapter("other", LoraConfig(target_modules=["v_proj"]))
+    with pytest.warns(UserWarning, match="'other' is active now"):
+        model.delete_adapter("default")
+    assert model.active_adapter == "other"
+
+
+def test_push_to_hub_and_peft_may_pass_their_options(tmp_path):
+    get_peft_model(make("llama"), LoraConfig(target_modules=["q_proj"])).save_pretrained(tmp_path, max_shard_size="1GB")
+    loaded = PeftModel.from_pretrained(make("llama"), tmp_path, low_cpu_mem_usage=True, autocast_adapter_dtype=True)
+    assert loaded.active_adapter == "default"
+
+
+def test_trainer_resumes_merely_attached_models_its_own_way(tmp_path):
+    get_peft_model(make("gpt2"), LoraConfig(target_modules=["c_attn"]))  # extends Trainer
+    model = gpt2()
+    attach(model, LoraConfig(target_modules=["c_attn"]))
+    run = trainer(model, tmp_path, max_steps=2, save_steps=1)
+    run.train()
+    assert (tmp_path / "checkpoint-1" / "model.safetensors").exists()
+    run.train(resume_from_checkpoint=str(tmp_path / "checkpoint-1"))

@@ -23,6 +23,19 @@ IMPOSSIBLE = [
     ({"rank_pattern": {"q_proj": 0}}, r"rank_pattern\['q_proj'\]=0"),
     ({"layers_to_transform": [0], "target_modules": "all-linear"}, "needs target_modules as a list"),
     ({"layers_pattern": "h"}, "does nothing without layers_to_transform"),
+    ({"layers_pattern": "(", "layers_to_transform": [0]}, "layers_pattern 1='\\(' is not a regular expression"),
+    ({"r": 10**400}, "must be a whole number"),
+    ({"lora_alpha": 10**400}, "must be a number"),
+    ({"target_modules": 5}, "target_modules=5 must be a list of names or a string"),
+    ({"target_modules": [1]}, r"target_modules=\[1\] must be a list of names"),
+    ({"exclude_modules": {"q_proj": 1}}, "exclude_modules=.* must be a list of names"),
+    ({"modules_to_save": 3}, "modules_to_save=3 must be a list of names"),
+    ({"modules_to_save": [""]}, "must not hold an empty name"),
+    ({"layers_to_transform": [1.5]}, r"layers_to_transform=\[1.5\] must be a whole number or a list"),
+    ({"rank_pattern": [1]}, r"rank_pattern=\[1\] must map names to numbers"),
+    ({"alpha_pattern": {1: 2}}, "alpha_pattern={1: 2} must map names"),
+    ({"use_rslora": "false"}, "use_rslora='false' must be True or False"),
+    ({"init_lora_weights": 0}, "init_lora_weights=0 must be"),
 ]
 
 

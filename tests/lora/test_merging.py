@@ -80,3 +80,44 @@ def test_grouped_convolutions_adapt_but_do_not_merge():
     assert model(torch.randn(1, 4, 6, 6)).shape == (1, 8, 4, 4)
     with pytest.raises(AdapterError, match="groups=2"):
         merge(model)
+
+
+def test_merging_keeps_what_a_saved_normalization_learned():
+    head = torch.nn.Sequential(torch.nn.BatchNorm1d(4), torch.nn.Linear(4, 2))
+    model = torch.nn.ModuleDict({"body": torch.nn.Linear(4, 4), "head": head})
+    attach(model, LoraConfig(target_modules=["body"], modules_to_save=["head"]))
+    model.train()
+    head(torch.randn(8, 4) * 5 + 3)
+    x = torch.randn(3, 4)
+    tuned = head.eval()(x)
+    merge_and_unload(model)
+    assert torch.equal(head(x), tuned)
+
+
+def test_a_merge_that_overflows_float16_changes_nothing():
+    model = torch.nn.Sequential(torch.nn.Linear(4, 4).half())
+    attach(model, LoraConfig(r=1, target_modules=["0"]))
+    torch.nn.init.constant_(model[0].lora_A["default"], 1)
+    torch.nn.init.constant_(model[0].lora_B["default"], 1e5)
+    weight = model[0].weight
+    with pytest.raises(AdapterError, match=r"not finite in torch\.float16"):
+        merge(model)
+    assert model[0].weight is weight and torch.isfinite(weight).all()
+
+
+def test_unmerging_follows_the_model_to_another_dtype():
+    model = adapted("llama")
+    merge(model)
+    model.double()
+    unmerge(model)
+    assert torch.equal(
+        model.model.layers[0].mlp.up_proj.weight, make("llama").model.layers[0].mlp.up_proj.weight.double()
+    )
+    assert output(model, batch("llama")).dtype == torch.float64
+
+
+def test_embeddings_that_rescale_themselves_do_not_merge():
+    model = torch.nn.Sequential(torch.nn.Embedding(10, 4, max_norm=1.0))
+    attach(model, LoraConfig(r=2, target_modules=["0"]))
+    with pytest.raises(AdapterError, match=r"max_norm=1\.0 cannot be merged"):
+        merge(model)

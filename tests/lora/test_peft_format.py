@@ -1,13 +1,15 @@
 import json
 
+import peft
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from small_models import batch, make, output
 
 from lorafit.errors import AdapterError, AdapterFileError
-from lorafit.lora import LoraConfig, active_adapters, attach, load_adapter, restore_adapter, save_adapter
+from lorafit.lora import LoraConfig, active_adapters, attach, load_adapter, restore_adapter, save_adapter, unload
 
+pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")  # by PEFT
 CONFIG = LoraConfig(r=4, target_modules=["q_proj", "v_proj"], init_lora_weights=False)
 
 
@@ -138,3 +140,95 @@ def test_loaded_adapters_train_on_only_if_asked(saved):
     load_adapter(trained, saved, trainable=True)
     assert not any(value.requires_grad for value in frozen.parameters())
     assert sum(value.requires_grad for value in trained.parameters()) == 8
+
+
+WRONG = [
+    None,
+    True,
+    False,
+    0,
+    -1,
+    3.5,
+    "",
+    "x",
+    "(",
+    [],
+    [1],
+    [None],
+    ["("],
+    [[1]],
+    {},
+    {"a": 1},
+    {"q_proj": "x"},
+    10**400,
+]
+
+
+@pytest.mark.filterwarnings("ignore:fan_in_fan_out=True has no effect")
+@pytest.mark.parametrize("field", [*LoraConfig().to_dict(), "peft_type", "use_dora", "auto_mapping", "unknown"])
+def test_values_of_any_type_are_read_or_refused(saved, field):
+    text = (saved / "adapter_config.json").read_text()
+    model = make("llama")
+    for value in WRONG:
+        change_config(saved, **{"layers_to_transform": [0, 1], field: value})
+        try:
+            load_adapter(model, saved)
+            unload(model)
+        except AdapterFileError:
+            pass
+        (saved / "adapter_config.json").write_text(text)
+
+
+def test_whole_numbers_are_no_matrices(saved):
+    change_tensors(saved, lambda tensors: {key: value.to(torch.int8) for key, value in tensors.items()})
+    assert_refused_untouched(
+        saved, r"wrong dtype: .*lora_A.weight is torch.int8 in the file, torch.float32 in the model"
+    )
+
+
+@pytest.mark.filterwarnings("ignore:You have passed exclude_modules", "ignore:The following rank_pattern keys")
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"target_modules": ["q_proj", "FAKE"]},
+        {"exclude_modules": ["FAKE"]},
+        {"rank_pattern": {"FAKE": 3}},
+        {"layers_to_transform": [0, 99]},
+        {"modules_to_save": ["norm", "FAKE"]},
+    ],
+    ids=str,
+)
+def test_a_file_of_pefts_may_name_what_the_model_lacks(settings, tmp_path):
+    config = peft.LoraConfig(**{"r": 2, "target_modules": ["q_proj"], "init_lora_weights": False, **settings})
+    reference = peft.get_peft_model(make("llama"), config).eval()
+    reference.save_pretrained(tmp_path)
+    load_adapter(model := make("llama"), tmp_path)
+    torch.testing.assert_close(output(model, batch("llama")), output(reference, batch("llama")), rtol=1e-5, atol=1e-6)
+
+
+def test_frozen_embeddings_in_a_file_are_compared(tmp_path):
+    peft.get_peft_model(make("llama"), peft.LoraConfig(target_modules=["q_proj"])).save_pretrained(
+        tmp_path, save_embedding_layers=True
+    )
+    load_adapter(make("llama"), tmp_path)
+    other = make("llama")
+    torch.nn.init.normal_(other.lm_head.weight)
+    with pytest.raises(AdapterFileError, match=r"unexpected: .*lm_head.weight .*differs from this base model's"):
+        load_adapter(other, tmp_path)
+
+
+@pytest.mark.parametrize("bias", ["none", "all", "lora_only"])
+def test_pefts_files_restore_as_they_load(bias, tmp_path):
+    settings = {"target_modules": ["query"], "bias": bias, "modules_to_save": ["classifier"]}
+    reference = peft.get_peft_model(make("bert"), peft.LoraConfig(**settings, init_lora_weights=False)).eval()
+    reference.save_pretrained(tmp_path)
+    attach(model := make("bert"), LoraConfig(**settings))
+    restore_adapter(model, tmp_path)
+    torch.testing.assert_close(output(model, batch("bert")), output(reference, batch("bert")), rtol=1e-5, atol=1e-6)
+
+
+def test_restoring_another_scaling_is_refused(saved):
+    attach(model := make("llama"), CONFIG)
+    change_config(saved, lora_alpha=99)
+    with pytest.raises(AdapterFileError, match="lora_alpha=99, but the adapter 'default' has 8"):
+        restore_adapter(model, saved)

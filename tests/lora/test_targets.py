@@ -1,9 +1,10 @@
+import peft
 import pytest
 import torch
 from small_models import make
 
 from lorafit.errors import ConfigError
-from lorafit.lora import LoraConfig, attach, list_adapters
+from lorafit.lora import LoraConfig, attach, count_parameters, list_adapters
 from lorafit.lora.targets import find_targets
 
 REFUSED = [
@@ -82,3 +83,33 @@ def test_resolved_targets_select_the_same_modules():
         for name in find_targets(fresh, LoraConfig(target_modules="all-linear"))
         if name != "model.layers.0.mlp.up_proj"
     )
+
+
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")  # by PEFT itself
+def test_modules_to_save_match_any_end_of_a_name_as_in_peft():
+    model = make("llama")
+    reference = peft.get_peft_model(make("llama"), peft.LoraConfig(target_modules=["q_proj"], modules_to_save=["norm"]))
+    attach(model, LoraConfig(target_modules=["q_proj"], modules_to_save=["norm"]))
+    assert count_parameters(model) == reference.get_nb_trainable_parameters()
+    attach(model, LoraConfig(target_modules=["q_proj"], modules_to_save=["model.norm"]), "one")
+    assert list_adapters(model)["one"].modules_to_save == ["model.norm"]
+
+
+def test_targets_whose_forward_would_be_bypassed_are_refused():
+    layer = torch.nn.TransformerEncoderLayer(8, 2, 16, batch_first=True).eval()
+    x = torch.randn(1, 3, 8)
+    config = LoraConfig(target_modules=["linear1"], init_lora_weights=False)
+    with pytest.raises(ConfigError, match=r"linear1: .* past the adapter .*set_fastpath_enabled\(False\)"):
+        attach(layer, config)
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        base = layer(x)
+        attach(layer, config)
+        assert not torch.allclose(layer(x), base)
+    finally:
+        torch.backends.mha.set_fastpath_enabled(True)
+
+    model = make("cnn")
+    model.head.forward = lambda x: x
+    with pytest.raises(ConfigError, match="'head' has a forward set on the object itself"):
+        attach(model, LoraConfig(target_modules=["head"]))

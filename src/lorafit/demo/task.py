@@ -15,7 +15,7 @@ from typing import Any
 from ..errors import ConfigError
 from .emails import HELD_OUT, TRAINING, write_rows
 
-TRAIN_ROWS = 160
+TRAIN_ROWS = 240
 HELD_OUT_ROWS = 64
 SEED = 42
 
@@ -25,11 +25,11 @@ DEMO_RECIPE: dict[str, dict[str, Any]] = {
     "train": {
         "learning_rate": 1e-3,
         "num_train_epochs": 1.0,
-        "per_device_train_batch_size": 8,
+        "per_device_train_batch_size": 4,
         "gradient_accumulation_steps": 1,
         "token_budget": 1024,
         "warmup_steps": 0.1,
-        "eval_steps": 20,
+        "eval_steps": 0.5,
         "early_stopping_patience": None,
         "load_best_model_at_end": False,
         "seed": SEED,
@@ -38,9 +38,9 @@ DEMO_RECIPE: dict[str, dict[str, Any]] = {
 }
 """Sections of a recipe: everything but the files and the output directory.
 
-One pass, because a new e-mail teaches more than a second look at an old one; a rate five times the default, because
-there are only twenty steps; one evaluation, at the end, because each costs a fifth of the training. The longest
-references have about 60 tokens with Gemma's tokenizer.
+One pass, because a new e-mail teaches more than a second look at an old one, and small batches, because few tokens
+then make more steps: some 43,000 tokens in 56 steps of 4 e-mails (5 % of the training file is held out for the loss).
+The longest references have 54 tokens with Gemma's tokenizer.
 """
 
 

@@ -8,7 +8,7 @@ import torch.nn as nn
 from lorafit.errors import AdapterError
 from lorafit.lora.config import LoraConfig
 from lorafit.lora.merging import merge, unmerge
-from lorafit.lora.state import ATTRIBUTE, known, lora_layers, saved_modules, state_of
+from lorafit.lora.state import ATTRIBUTE, has_adapters, known, lora_layers, put_bias, saved_modules, state_of
 
 
 def list_adapters(model: nn.Module) -> dict[str, LoraConfig]:
@@ -62,9 +62,10 @@ def disabled(model: nn.Module) -> Iterator[None]:
         yield
     finally:
         state.enabled = was_enabled
-        _apply(model)
-        if was_merged:
-            merge(model)
+        if has_adapters(model):  # the last one may be deleted inside
+            _apply(model)
+            if was_merged:
+                merge(model)
 
 
 def delete_adapter(model: nn.Module, name: str) -> None:
@@ -120,7 +121,5 @@ def _apply(model: nn.Module) -> None:
     trains = any(name in state.trainable for name in active if name in state.biases)
     for name, base in state.base_biases.items():
         parameter = own.get(name, base)
-        parameter.data = parameter.data.to(base.device)
         parameter.requires_grad_(trains and name in own)
-        path, _, attribute = name.rpartition(".")
-        setattr(model.get_submodule(path), attribute, parameter)
+        put_bias(model, name, parameter)

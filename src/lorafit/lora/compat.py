@@ -4,6 +4,7 @@ One difference in shape: PEFT wraps the model, lorafit adds the methods to the m
 """
 
 import os
+import warnings
 from contextlib import AbstractContextManager
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from lorafit.lora import adapters, merging, peft_format
 from lorafit.lora.config import LoraConfig
 from lorafit.lora.graft import Graft, graft, ungraft
 from lorafit.lora.inject import attach
-from lorafit.lora.state import state_of
+from lorafit.lora.state import has_adapters, state_of
 from lorafit.lora.trainer_bridge import introduce_to_trainer
 
 
@@ -31,6 +32,8 @@ class PeftModel(Graft, nn.Module):
         is_trainable: bool = False,
         config: LoraConfig | None = None,
         subfolder: str | None = None,
+        autocast_adapter_dtype: bool = True,
+        low_cpu_mem_usage: bool = False,
     ) -> "PeftModel":
         """Load an adapter from PEFT's files onto `model`, in place.
 
@@ -41,6 +44,8 @@ class PeftModel(Graft, nn.Module):
             is_trainable: Whether training goes on with it.
             config: Not supported: the file's own settings decide.
             subfolder: Folder inside `model_id`.
+            autocast_adapter_dtype: Must be True: adapters are float32 over a half-precision base.
+            low_cpu_mem_usage: Accepted; adapters are small.
 
         Raises:
             AdapterFileError: See `lorafit.load_adapter`.
@@ -49,6 +54,7 @@ class PeftModel(Graft, nn.Module):
             raise ConfigError(
                 "from_pretrained(config=...) is not supported: the adapter's own adapter_config.json decides"
             )
+        _check_dtype(autocast_adapter_dtype)
         folder = Path(model_id) / subfolder if subfolder else model_id
         peft_format.load_adapter(model, folder, adapter_name, trainable=is_trainable)
         return _as_peft_model(model)
@@ -104,8 +110,13 @@ class PeftModel(Graft, nn.Module):
         adapters.set_adapter(self, names)
 
     def delete_adapter(self, adapter_name: str) -> None:
-        """Remove an adapter."""
+        """Remove an adapter; if no other was in use the first that is left comes into use, with a warning."""
+        was_active = self.active_adapters == [adapter_name]
         adapters.delete_adapter(self, adapter_name)
+        if was_active and has_adapters(self):
+            first = next(iter(self.peft_config))
+            warnings.warn(f"adapter {adapter_name!r} was active and is deleted: {first!r} is active now", stacklevel=2)
+            adapters.set_adapter(self, first)
 
     def disable_adapter(self) -> AbstractContextManager[None]:
         """Context in which the model is exactly the base model."""
@@ -149,6 +160,7 @@ class PeftModel(Graft, nn.Module):
         save_embedding_layers: bool | str = "auto",
         is_main_process: bool = True,
         state_dict: dict[str, Tensor] | None = None,
+        max_shard_size: int | str | None = None,
     ) -> None:
         """Save the adapters alone: `default` in the folder itself, any other in a sub-folder of its name.
 
@@ -159,6 +171,7 @@ class PeftModel(Graft, nn.Module):
             save_embedding_layers: Must not be True: name the embedding in `modules_to_save` instead.
             is_main_process: False writes nothing.
             state_dict: Gathered values by parameter name (Trainer passes it for sharded models).
+            max_shard_size: Accepted (`push_to_hub` passes it); an adapter is one file.
 
         Raises:
             ConfigError: An option that is not supported.
@@ -200,8 +213,7 @@ def get_peft_model(
     """
     if mixed:
         raise ConfigError("mixed=True is not supported: lorafit knows LoRA only")
-    if not autocast_adapter_dtype:
-        raise ConfigError("autocast_adapter_dtype=False is not supported: adapters train in float32")
+    _check_dtype(autocast_adapter_dtype)
     config = _checked(peft_config)
     if revision is not None:
         config.revision = revision
@@ -212,6 +224,11 @@ def get_peft_model(
     if any(getattr(module, "gradient_checkpointing", False) for module in model.modules()):
         model.enable_input_require_grads()  # type: ignore[operator]  (re-entrant checkpointing needs it)
     return _as_peft_model(model)
+
+
+def _check_dtype(autocast_adapter_dtype: bool) -> None:
+    if not autocast_adapter_dtype:
+        raise ConfigError("autocast_adapter_dtype=False is not supported: adapters train in float32")
 
 
 def _checked(config: LoraConfig) -> LoraConfig:

@@ -3,6 +3,8 @@
 import dataclasses
 import difflib
 import re
+import sys
+from collections.abc import KeysView
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -13,6 +15,8 @@ Bias = Literal["none", "all", "lora_only"]
 # Initializations that leave the base weights alone: an adapter trained with one loads like any other.
 INITIALIZATIONS = (True, False, "gaussian")
 LOADABLE_INITIALIZATIONS = (*INITIALIZATIONS, "orthogonal", "eva", None)
+
+_SWITCHES = ("fan_in_fan_out", "use_rslora", "inference_mode", "ensure_weight_tying")
 
 
 @dataclass
@@ -27,7 +31,8 @@ class LoraConfig:
             `"all-linear"` (every linear layer but the output head), or None: PEFT's choice for the architecture.
         exclude_modules: Modules to leave alone: a list of suffixes or a regular expression.
         bias: Which biases train: none, those of the adapted modules (`lora_only`) or all.
-        modules_to_save: Suffixes of modules that train whole and are saved with the adapter (a new head, ...).
+        modules_to_save: Ends of the names of modules that train whole and are saved with the adapter (a new head, ...);
+            as with PEFT "norm" takes every "input_layernorm" along, and "model.norm" does not.
         use_rslora: Scale by `lora_alpha / sqrt(r)` (Kalajdzievski 2023).
         rank_pattern: Rank per module: {regular expression at the end of the name: r}.
         alpha_pattern: Alpha per module, in the same way.
@@ -70,35 +75,57 @@ class LoraConfig:
     def __post_init__(self) -> None:
         for name in ("target_modules", "exclude_modules", "modules_to_save"):
             value = getattr(self, name)
-            if isinstance(value, (set, tuple, frozenset)):
-                setattr(self, name, sorted(value))
-        self.rank_pattern = dict(self.rank_pattern or {})
-        self.alpha_pattern = dict(self.alpha_pattern or {})
+            if isinstance(value, (set, tuple, frozenset, KeysView)):
+                setattr(self, name, sorted(value, key=str))
+        for name in ("rank_pattern", "alpha_pattern"):
+            value = {} if getattr(self, name) is None else getattr(self, name)
+            setattr(self, name, dict(value) if isinstance(value, dict) else value)
+        for name in _SWITCHES:
+            setattr(self, name, False if getattr(self, name) is None else getattr(self, name))
         if self.task_type is not None:  # PEFT's TaskType is a string enumeration
             self.task_type = str(getattr(self.task_type, "value", self.task_type))
-        problems = list(self._problems())
+        problems = list(self._type_problems()) or list(self._problems())
         if problems:
             raise ConfigError("LoraConfig: " + "; ".join(problems))
+
+    def _type_problems(self):
+        for name in ("target_modules", "exclude_modules", "layers_pattern", "modules_to_save"):
+            value = getattr(self, name)
+            if isinstance(value, str) and name == "modules_to_save":
+                yield f"modules_to_save={value!r} must be a list: [{value!r}]"
+            elif not (value is None or isinstance(value, str) or _is_list_of(value, str)):
+                yield f"{name}={value!r} must be a list of names" + " or a string" * (name != "modules_to_save")
+            elif isinstance(value, list) and "" in value:
+                yield f"{name}={value!r} must not hold an empty name"
+        for name in ("rank_pattern", "alpha_pattern"):
+            value = getattr(self, name)
+            if not isinstance(value, dict) or not _is_list_of(list(value), str):
+                yield f"{name}={value!r} must map names to numbers"
+        layers = self.layers_to_transform
+        if layers is not None and not _is_list_of(layers if isinstance(layers, list) else [layers], int):
+            yield f"layers_to_transform={layers!r} must be a whole number or a list of them"
+        for name in _SWITCHES:
+            if not isinstance(getattr(self, name), bool):
+                yield f"{name}={getattr(self, name)!r} must be True or False"
 
     def _problems(self):
         ranks = {"r": self.r, **{f"rank_pattern[{key!r}]": value for key, value in self.rank_pattern.items()}}
         for name, value in ranks.items():
-            if isinstance(value, bool) or not isinstance(value, int) or value <= 0:
+            if isinstance(value, bool) or not isinstance(value, int) or not 0 < value < 2**31:
                 yield f"{name}={value!r} must be a whole number of at least 1 (usual: 4 to 64)"
         alphas = {"lora_alpha": self.lora_alpha}
         alphas |= {f"alpha_pattern[{key!r}]": value for key, value in self.alpha_pattern.items()}
         for name, value in alphas.items():
-            if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < float("inf"):
+            if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= sys.float_info.max:
                 yield f"{name}={value!r} must be a number of at least 0 (usual: r or 2 r)"
         dropout = self.lora_dropout
         if isinstance(dropout, bool) or not isinstance(dropout, (int, float)) or not 0 <= dropout < 1:
             yield f"lora_dropout={dropout!r} must lie in [0, 1)"
         if self.bias not in ("none", "all", "lora_only"):
             yield f"bias={self.bias!r} must be 'none', 'all' or 'lora_only'"
-        if self.init_lora_weights not in LOADABLE_INITIALIZATIONS:
+        how = self.init_lora_weights
+        if not isinstance(how, (bool, str, type(None))) or how not in LOADABLE_INITIALIZATIONS:
             yield f"init_lora_weights={self.init_lora_weights!r} must be True, False or 'gaussian'"
-        if isinstance(self.modules_to_save, str):
-            yield f"modules_to_save={self.modules_to_save!r} must be a list: [{self.modules_to_save!r}]"
         if isinstance(self.target_modules, list) and not self.target_modules:
             yield "target_modules=[] adapts nothing; name modules, or use 'all-linear'"
         yield from self._pattern_problems()
@@ -108,6 +135,8 @@ class LoraConfig:
         patterns |= {f"alpha_pattern[{key!r}]": key for key in self.alpha_pattern}
         patterns |= {name: value for name in ("target_modules", "exclude_modules")
                      if isinstance(value := getattr(self, name), str)}  # fmt: skip
+        layers = [self.layers_pattern] if isinstance(self.layers_pattern, str) else self.layers_pattern or []
+        patterns |= {f"layers_pattern {position}": pattern for position, pattern in enumerate(layers, 1)}
         for name, pattern in patterns.items():
             try:
                 re.compile(pattern)
@@ -136,3 +165,7 @@ class LoraConfig:
             hints = [f"{name!r} (did you mean {close[name][0]!r}?)" if close[name] else repr(name) for name in unknown]
             raise ConfigError("LoraConfig has no field " + ", ".join(hints))
         return cls(**values)
+
+
+def _is_list_of(value: Any, kind: type) -> bool:
+    return isinstance(value, list) and all(isinstance(item, kind) and not isinstance(item, bool) for item in value)

@@ -5,6 +5,7 @@ stay, so `isinstance`, tied weights, state dicts, `generate`, `pipeline`, `Train
 """
 
 import functools
+import types
 from collections.abc import Iterator
 from typing import Any, TypeVar
 
@@ -41,14 +42,28 @@ def _rebuild(mixin: type[Graft], base: type[nn.Module]) -> nn.Module:
 
 def graft(module: nn.Module, mixin: type[Mixin]) -> Mixin:
     """Add `mixin` to `module`, in place; returns the same object."""
-    module.__class__ = _grafted_class(mixin, type(module))
+    _become(module, _grafted_class(mixin, type(module)))
     return module  # type: ignore[return-value]
 
 
 def ungraft(module: Graft) -> nn.Module:
     """Take the mixin off again; its attributes are the mixin's to remove."""
-    module.__class__ = module._grafted_onto  # type: ignore[assignment]
+    _become(module, module._grafted_onto)  # type: ignore[arg-type]
     return module  # type: ignore[return-value]
+
+
+def has_foreign_forward(module: nn.Module) -> bool:
+    """Whether a forward set on the object itself would bypass that of a mixin."""
+    own = module.__dict__.get("_old_forward", module.__dict__.get("forward"))
+    return own is not None and getattr(own, "__func__", None) is not type(module).forward
+
+
+def _become(module: nn.Module, cls: type[nn.Module]) -> None:
+    """Change the class, also in the bound methods that accelerate's hooks (`device_map`) keep on the object."""
+    former, module.__class__ = type(module).forward, cls
+    for name in ("forward", "_old_forward"):
+        if getattr(module.__dict__.get(name), "__func__", None) is former:
+            module.__dict__[name] = types.MethodType(cls.forward, module)
 
 
 def base_modules(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:

@@ -4,18 +4,19 @@ import copy
 import warnings
 from dataclasses import dataclass
 
+import torch
 import torch.nn as nn
 from torch import Tensor
 
 from lorafit.errors import AdapterError, ConfigError
 from lorafit.lora.adapters import set_adapter
 from lorafit.lora.config import INITIALIZATIONS, LoraConfig
-from lorafit.lora.graft import base_modules
+from lorafit.lora.graft import base_modules, has_foreign_forward
 from lorafit.lora.layers import LoraLayer, embedding, kind_of
 from lorafit.lora.layers.base import wrap
 from lorafit.lora.saved_module import SavedModule, save_whole
 from lorafit.lora.state import ATTRIBUTE, AdapterState, has_adapters, state_of
-from lorafit.lora.targets import find_saved, find_targets, pattern_value, short_names
+from lorafit.lora.targets import find_saved, find_targets, pattern_value, saves, short_names
 from lorafit.lora.ties import tied_to
 from lorafit.lora.variants import variant_of
 
@@ -68,34 +69,44 @@ def attach(model: nn.Module, config: LoraConfig, adapter_name: str = "default") 
 
 
 def check_new_name(model: nn.Module, name: str) -> None:
-    """Refuse a name that is taken or unusable, or a model whose weights hold an update at present.
+    """Refuse a name that is taken or unusable, or a model that cannot take another adapter at present.
 
     Raises:
         AdapterError: Says which.
     """
     if not name or not name.replace("_", "").replace("-", "").isalnum():
         raise AdapterError(f"adapter name {name!r} must consist of letters, digits, '_' and '-'")
+    if hasattr(nn.ParameterDict(), name) or hasattr(nn.ModuleDict(), name):
+        raise AdapterError(f"adapter name {name!r} is the name of something in torch's modules; take another")
     if has_adapters(model):
         state = state_of(model)
         if name in state.configs:
             raise AdapterError(f"there is an adapter {name!r} already; delete_adapter it first or take another name")
         if state.merged:
             raise AdapterError("the adapters are merged into the weights at present; unmerge first")
+        return
+    for part_name, part in base_modules(model):
+        if isinstance(part, (LoraLayer, SavedModule)):
+            raise AdapterError(
+                f"{part_name!r} has an adapter that was attached to another module (a part or an owner of this model): "
+                "attach all adapters to the same module, or delete_adapter that one first"
+            )
 
 
-def plan(model: nn.Module, config: LoraConfig, *, keep_ties: bool = True) -> Plan:
+def plan(model: nn.Module, config: LoraConfig, *, keep_ties: bool = True, strict: bool = True) -> Plan:
     """Find everything `config` asks for in `model` without changing anything.
 
     Args:
         model: The base model, with or without adapters.
         config: The settings.
         keep_ties: Save the partner of a tied module along with it, sharing one trained weight.
+        strict: Refuse settings that match nothing in the model.
 
     Raises:
         ConfigError: Everything in `config` that does not fit the model.
     """
     modules = dict(base_modules(model))
-    names = find_targets(model, config)
+    names = find_targets(model, config, strict=strict)
     saved = find_saved(model, config)
     tied = tied_to(model)
     if keep_ties:
@@ -140,11 +151,11 @@ def install(
     for name, first in plan.ties.items():
         copies[name].weight = copies[first].weight
     if plan.biases:
-        parameters = dict(model.named_parameters())
-        state.base_biases.update({name: parameters[name] for name in plan.biases if name not in state.base_biases})
-        state.biases[adapter_name] = {
-            name: nn.Parameter(state.base_biases[name].detach().clone(), requires_grad=False) for name in plan.biases
-        }
+        for name in plan.biases:
+            state.base_biases.setdefault(name, model.get_parameter(name))
+        bases = {id(base): base for base in (state.base_biases[name] for name in plan.biases)}  # tied ones once
+        own = {key: nn.Parameter(base.detach().clone(), requires_grad=False) for key, base in bases.items()}
+        state.biases[adapter_name] = {name: own[id(state.base_biases[name])] for name in plan.biases}
     state.configs[adapter_name] = _resolved(model, config, plan)
     if trainable:
         state.trainable.add(adapter_name)
@@ -158,7 +169,7 @@ def _resolved(model: nn.Module, config: LoraConfig, plan: Plan) -> LoraConfig:
         resolved.exclude_modules = None if config.layers_to_transform is None else config.exclude_modules
         if config.layers_to_transform is not None and isinstance(config.target_modules, list):
             resolved.target_modules = config.target_modules
-    resolved.modules_to_save = short_names(model, plan.saved) if plan.saved else None
+    resolved.modules_to_save = short_names(model, plan.saved, saves) if plan.saved else None
     resolved.fan_in_fan_out = any(target.kind.__module__.endswith("conv1d") for target in plan.targets.values())
     if resolved.base_model_name_or_path is None and hasattr(model, "name_or_path"):
         resolved.base_model_name_or_path = str(model.name_or_path) or None
@@ -168,8 +179,10 @@ def _resolved(model: nn.Module, config: LoraConfig, plan: Plan) -> LoraConfig:
 def _conflicts(
     modules: dict[str, nn.Module], targets: list[str], saved: list[str], tied: dict[str, list[str]], config: LoraConfig
 ) -> list[str]:
+    whole = [name for name, module in modules.items() if isinstance(module, SavedModule)]
     problems = [f"{name!r} is saved whole by another adapter and cannot be adapted as well"
-                for name in targets if isinstance(modules[name], SavedModule)]  # fmt: skip
+                for name in targets if any(_inside(name, outer) for outer in whole)]  # fmt: skip
+    problems += _bypassed(modules, targets)
     problems += [f"{name!r} is changed by another adapter inside and cannot be saved whole as well"
                  for name in saved for part_name, part in modules.items()
                  if isinstance(part, (LoraLayer, SavedModule)) and _related(part_name, part, name)]  # fmt: skip
@@ -185,6 +198,28 @@ def _conflicts(
             if name in tied
         ]
     return problems
+
+
+def _bypassed(modules: dict[str, nn.Module], targets: list[str]) -> list[str]:
+    """Targets whose own forward would not be called, so that an adapter in them would do nothing, in silence."""
+    layers = [name for name, module in modules.items() if isinstance(module, nn.TransformerEncoderLayer)]
+    fused = [name for name in targets if any(_inside(name, layer) for layer in layers)]
+    problems = []
+    if fused and torch.backends.mha.get_fastpath_enabled():
+        problems.append(
+            f"{', '.join(fused)}: TransformerEncoderLayer reads these weights past the adapter in evaluation mode; "
+            "call torch.backends.mha.set_fastpath_enabled(False) first"
+        )
+    problems += [
+        f"{name!r} has a forward set on the object itself, which would bypass the adapter; attach before that is set"
+        for name in targets
+        if has_foreign_forward(modules[name])
+    ]
+    return problems
+
+
+def _inside(name: str, outer: str) -> bool:
+    return not outer or f"{name}.".startswith(f"{outer}.")
 
 
 def _related(part_name: str, part: nn.Module, saved: str) -> bool:

@@ -5,7 +5,7 @@ import copy
 import torch.nn as nn
 
 from lorafit.errors import AdapterError
-from lorafit.lora.state import ATTRIBUTE, has_adapters, lora_layers, saved_modules, state_of
+from lorafit.lora.state import ATTRIBUTE, has_adapters, lora_layers, put_bias, saved_modules, state_of
 
 
 def merge(model: nn.Module) -> None:
@@ -14,11 +14,14 @@ def merge(model: nn.Module) -> None:
     Costs a second copy of each adapted weight until then. A tied weight is not touched: the module gets its own.
 
     Raises:
-        AdapterError: Already merged, or a layer cannot be merged (quantized, grouped convolution); nothing is changed.
+        AdapterError: Already merged, disabled, or a layer cannot be merged (quantized, grouped convolution); nothing is
+            changed.
     """
     state = state_of(model)
     if state.merged:
         raise AdapterError("the adapters are merged already; unmerge first")
+    if not state.enabled:
+        raise AdapterError("the adapters are disabled() at present, so there is nothing to merge; merge outside of it")
     done = []
     try:
         for _, layer in lora_layers(model):
@@ -71,8 +74,7 @@ def unload(model: nn.Module) -> nn.Module:
     if state.merged:
         unmerge(model)
     for name, base in state.base_biases.items():
-        path, _, attribute = name.rpartition(".")
-        setattr(model.get_submodule(path), attribute, base)
+        put_bias(model, name, base)
     _strip(model)
     return model
 
@@ -87,7 +89,7 @@ def _strip(model: nn.Module) -> None:
 
 
 def _keep_saved_copies(model: nn.Module) -> None:
-    """Let the active copies of saved modules take the place of the base parameters, ties between them included."""
+    """Let the active copies of saved modules take the place of the base's own, ties between them included."""
     placed: dict[int, nn.Parameter] = {}
     for _, module in saved_modules(model):
         for adapter in module.lora_active:
@@ -99,6 +101,9 @@ def _keep_saved_copies(model: nn.Module) -> None:
                     value = trained.detach().to(module.get_parameter(name).dtype)
                     placed[id(trained)] = nn.Parameter(copy.deepcopy(value), requires_grad=False)
                 setattr(module.get_submodule(path), attribute, placed[id(trained)])
+            for name, buffer in module.modules_to_save[adapter].named_buffers():  # running means of a normalization
+                path, _, attribute = name.rpartition(".")
+                setattr(module.get_submodule(path), attribute, buffer.to(module.get_buffer(name).dtype))
 
 
 def _was_shared(model: nn.Module, original: nn.Parameter) -> bool:

@@ -121,17 +121,18 @@ def load_adapter(
     config = read_config(folder)
     tensors = _read_tensors(folder / WEIGHTS_FILE)
     try:
-        planned = plan(model, config, keep_ties=config.ensure_weight_tying)
+        planned = plan(model, config, keep_ties=config.ensure_weight_tying, strict=False)
     except ConfigError as error:
         raise AdapterFileError(f"{folder} does not fit this {type(model).__name__}: {error}") from error
-    _check(folder, _expected(model, planned), planned, tensors)
+    ties = {f"{PREFIX}{name}.weight": f"{PREFIX}{first}.weight" for name, first in planned.ties.items()}
+    _check(folder, model, _expected(model, planned), ties, tensors)
     planned = _without_broken_ties(planned, tensors)
-    dtype = torch.float64 if next(model.parameters()).dtype == torch.float64 else torch.float32
     matrices = {}
     for name, target in planned.targets.items():
         A, B = (tensors[f"{PREFIX}{name}.{key}"] for key in (target.kind.KEY_A, target.kind.KEY_B))
-        device = target.module.weight.device
-        matrices[name] = (A.to(device, dtype), B.to(device, dtype))  # type: ignore[arg-type]
+        weight = target.module.get_parameter("weight")
+        dtype = torch.float64 if weight.dtype == torch.float64 else torch.float32
+        matrices[name] = (A.to(weight.device, dtype), B.to(weight.device, dtype))
     install(model, config, planned, adapter_name, trainable=trainable, matrices=matrices)
     with torch.no_grad():
         for key, value in adapter_tensors(model, adapter_name).items():
@@ -209,18 +210,19 @@ def _read_tensors(path: Path) -> dict[str, Tensor]:
         raise AdapterFileError(f"{path} is damaged or no safetensors file: {error}") from error
 
 
-def _expected(model: nn.Module, planned: Plan) -> dict[str, tuple[int, ...]]:
-    """Every key that the planned adapter's file must hold, and its shape."""
+def _expected(model: nn.Module, planned: Plan) -> dict[str, Tensor]:
+    """Every key that the planned adapter's file must hold, and a tensor of its shape and kind of number."""
     modules = dict(base_modules(model))
-    shapes: dict[str, tuple[int, ...]] = {}
+    expected: dict[str, Tensor] = {}
     for name, target in planned.targets.items():
-        shapes[f"{name}.{target.kind.KEY_A}"], shapes[f"{name}.{target.kind.KEY_B}"] = target.shapes
+        for key, shape in zip((target.kind.KEY_A, target.kind.KEY_B), target.shapes, strict=True):
+            expected[f"{name}.{key}"] = torch.empty(shape, device="meta")
     for name in planned.saved:
         for key, value in _own_state(modules[name]).items():
-            shapes[f"{name}.{key}"] = tuple(value.shape)
+            expected[f"{name}.{key}"] = value
     for name in planned.biases:
-        shapes[_bias_key(name, planned.targets)] = tuple(model.get_parameter(name).shape)
-    return {PREFIX + key: shape for key, shape in shapes.items()}
+        expected[_bias_key(name, planned.targets)] = model.get_parameter(name)
+    return {PREFIX + key: value for key, value in expected.items()}
 
 
 def _own_state(module: nn.Module) -> dict[str, Tensor]:
@@ -229,30 +231,31 @@ def _own_state(module: nn.Module) -> dict[str, Tensor]:
     return {key: value for key, value in module.state_dict().items() if not key.startswith(copies)}
 
 
-def _check(folder: Path, expected: dict[str, tuple[int, ...]], planned: Plan, tensors: dict[str, Tensor]) -> None:
-    """Raise one error that lists every missing, unexpected and wrongly shaped tensor."""
-    for name, first in planned.ties.items():  # a tied weight may be stored under one of its names only
-        key, other = f"{PREFIX}{name}.weight", f"{PREFIX}{first}.weight"
+def _check(
+    folder: Path, model: nn.Module, expected: dict[str, Tensor], ties: dict[str, str], tensors: dict[str, Tensor]
+) -> None:
+    """Raise one error that lists every missing, unexpected and unfit tensor; else `tensors` are those expected."""
+    for key, other in ties.items():  # a tied weight may be stored under one of its names only
         if key not in tensors and other in tensors:
             tensors[key] = tensors[other]
-    for key in [key for key in tensors if key not in expected and key.endswith(".base_layer.weight")]:
-        name = key.removeprefix(PREFIX).removesuffix(".base_layer.weight")
-        if name in planned.targets:  # PEFT stores the frozen weight of an adapted embedding too
-            base = planned.targets[name].module.get_parameter("weight")
-            if base.shape == tensors[key].shape and torch.equal(base.cpu(), tensors[key].to(base.dtype)):
-                del tensors[key]
-    for key in [
-        key for key in tensors if key not in expected
-    ]:  # with bias="all" PEFT writes a saved module's bias thrice
-        if ".original_module." in key or key.replace(".modules_to_save.", ".") in expected:
-            del tensors[key]
-    lines = [f"missing: {key} {expected[key]}" for key in expected if key not in tensors]
-    lines += [f"unexpected: {key} {tuple(tensors[key].shape)}" for key in tensors if key not in expected]
-    lines += [
-        f"wrong shape: {key} is {tuple(tensors[key].shape)} in the file, {shape} in the model"
-        for key, shape in expected.items()
-        if key in tensors and tuple(tensors[key].shape) != shape
-    ]
+    base = {PREFIX + name: value for name, value in model.named_parameters(remove_duplicate=False)}
+    lines = [f"missing: {key} {tuple(value.shape)}" for key, value in expected.items() if key not in tensors]
+    for key in [key for key in tensors if key not in expected]:
+        value, own = tensors[key], base.get(key.replace(".base_layer.", "."))
+        if own is not None and own.shape == value.shape and torch.equal(own.cpu(), value.to(own.dtype)):
+            del tensors[key]  # PEFT stores the frozen embedding with an adapter of it, or where the vocabulary grew
+        elif ".original_module." in key or key.replace(".modules_to_save.", ".") in expected:
+            del tensors[key]  # with bias="all" PEFT writes a saved module's bias thrice
+        elif own is not None:
+            lines.append(f"unexpected: {key} {tuple(value.shape)}, a frozen weight that differs from this base model's")
+        else:
+            lines.append(f"unexpected: {key} {tuple(value.shape)}")
+    for key, fit in expected.items():
+        if key in tensors and tensors[key].shape != fit.shape:
+            shapes = f"{tuple(tensors[key].shape)} in the file, {tuple(fit.shape)} in the model"
+            lines.append(f"wrong shape: {key} is {shapes}")
+        elif key in tensors and tensors[key].is_floating_point() != fit.is_floating_point():
+            lines.append(f"wrong dtype: {key} is {tensors[key].dtype} in the file, {fit.dtype} in the model")
     if lines:
         raise AdapterFileError(f"{folder / WEIGHTS_FILE} does not fit this model:\n  " + "\n  ".join(lines))
 
@@ -282,16 +285,15 @@ def restore_adapter(model: nn.Module, directory: str | os.PathLike, adapter_name
         AdapterError: No adapter of that name.
     """
     parameters = adapter_tensors(model, adapter_name)
-    path = find_adapter(directory) / WEIGHTS_FILE
-    tensors = _read_tensors(path)
-    lines = [f"missing: {key}" for key in parameters if key not in tensors]
-    lines += [
-        f"unexpected: {key}" for key in tensors if key not in parameters and not key.endswith(".base_layer.weight")
-    ]
-    lines += [f"wrong shape: {key} is {tuple(tensors[key].shape)} in the file, {tuple(value.shape)} in the model"
-              for key, value in parameters.items() if key in tensors and tensors[key].shape != value.shape]  # fmt: skip
-    if lines:
-        raise AdapterFileError(f"{path} does not fit the adapter {adapter_name!r}:\n  " + "\n  ".join(lines))
+    folder = find_adapter(directory)
+    theirs, ours = read_config(folder), state_of(model).configs[adapter_name]
+    for name in ("lora_alpha", "alpha_pattern", "use_rslora"):  # the scaling; the rank shows in the shapes
+        if (value := getattr(theirs, name)) != (own := getattr(ours, name)):
+            raise AdapterFileError(f"{folder}: {name}={value!r}, but the adapter {adapter_name!r} has {own!r}")
+    tensors = _read_tensors(folder / WEIGHTS_FILE)
+    first_of: dict[int, str] = {}
+    ties = {key: first for key, value in parameters.items() if (first := first_of.setdefault(id(value), key)) != key}
+    _check(folder, model, parameters, ties | {first: key for key, first in ties.items()}, tensors)
     for key, value in parameters.items():
         value.copy_(tensors[key])
 

@@ -36,9 +36,10 @@ class SavedModule(Graft, nn.Module):
         return super().forward(*args, **kwargs)
 
     @property
-    def base_dtype(self) -> torch.dtype:
-        """The dtype of the base module's own parameters."""
-        return next(value.dtype for name, value in self.named_parameters() if not name.startswith("modules_to_save."))
+    def base_dtype(self) -> torch.dtype | None:
+        """The dtype of the base module's own parameters; None if it has none (a dropout)."""
+        own = (value.dtype for name, value in self.named_parameters() if not name.startswith("modules_to_save."))
+        return next(own, None)
 
     def add_adapter(self, name: str) -> nn.Module:
         """A frozen copy of the base module for one more adapter, in float32 at least."""

@@ -66,6 +66,14 @@ def known(model: nn.Module, names: list[str] | tuple[str, ...]) -> AdapterState:
     return state
 
 
+def put_bias(model: nn.Module, name: str, parameter: nn.Parameter) -> None:
+    """Let `parameter` stand in under `name`, on the device and in the dtype that the model was moved to meanwhile."""
+    path, _, attribute = name.rpartition(".")
+    module = model.get_submodule(path)
+    parameter.data = parameter.data.to(module.get_parameter(attribute))
+    setattr(module, attribute, parameter)
+
+
 def lora_layers(model: nn.Module) -> Iterator[tuple[str, LoraLayer]]:
     """The adapted layers and their names, in the model's order."""
     return ((name, module) for name, module in base_modules(model) if isinstance(module, LoraLayer))

@@ -2,7 +2,7 @@
 
 import difflib
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import torch.nn as nn
 
@@ -12,9 +12,16 @@ from lorafit.lora.config import LoraConfig
 from lorafit.lora.graft import base_modules
 from lorafit.lora.layers import conv1d, kind_of, linear
 
+Rule = Callable[[Iterable[str], str], bool]
 
-def find_targets(model: nn.Module, config: LoraConfig) -> list[str]:
+
+def find_targets(model: nn.Module, config: LoraConfig, *, strict: bool = True) -> list[str]:
     """Names of the modules to adapt, in the model's order.
+
+    Args:
+        model: The base model.
+        config: The settings.
+        strict: Refuse entries that match nothing; a file's own are harmless, since its tensors tell what it adapts.
 
     Raises:
         ConfigError: One error that lists every entry that matches nothing (with close names) or an unsupported module.
@@ -22,18 +29,19 @@ def find_targets(model: nn.Module, config: LoraConfig) -> list[str]:
     modules = dict(base_modules(model))
     saved = set(find_saved(model, config))
     inside_saved = {name for name in modules if any(name == top or name.startswith(top + ".") for top in saved)}
-    problems = _idle_entries(config, modules)
+    idle = _idle_entries(config, modules)
     heads = TASK_HEADS.get(config.task_type or "", ())  # PEFT writes them all into modules_to_save, whichever exist
     saved_entries = [entry for entry in config.modules_to_save or [] if entry not in heads]
-    problems += _unmatched(saved_entries, modules, "modules_to_save")
+    idle += _unmatched(saved_entries, modules, "modules_to_save", saves)
     if _is_all_linear(config.target_modules):
         candidates = all_linear(model, config)
     else:
         targets = config.target_modules if config.target_modules is not None else _default_targets(model)
-        candidates = [name for name in modules if name and _matches(targets, name)]
-        problems += _unmatched(targets, modules, "target_modules")
+        candidates = [name for name in modules if name and matches(targets, name)]
+        idle += _unmatched(targets, modules, "target_modules")
     chosen = [name for name in candidates if name not in inside_saved and not _excluded(config, name)]
     chosen = _in_layers(config, chosen)
+    problems = idle if strict or not chosen else []
     problems += [
         f"target {name!r} is a {type(modules[name]).__name__}, which LoRA cannot adapt; "
         f"name the linear, convolution or embedding layers in it or use exclude_modules"
@@ -50,8 +58,8 @@ def find_targets(model: nn.Module, config: LoraConfig) -> list[str]:
 def find_saved(model: nn.Module, config: LoraConfig) -> list[str]:
     """Names of the modules to train whole: `modules_to_save` and the head of a classification task."""
     names = [name for name, _ in base_modules(model) if name]
-    heads = [name for name in TASK_HEADS.get(config.task_type or "", ()) if name in names]
-    return [name for name in names if _matches(config.modules_to_save or [], name) or name in heads]
+    entries = [*(config.modules_to_save or []), *TASK_HEADS.get(config.task_type or "", ())]
+    return [name for name in names if saves(entries, name)]
 
 
 def all_linear(model: nn.Module, config: LoraConfig) -> list[str]:
@@ -68,10 +76,22 @@ def all_linear(model: nn.Module, config: LoraConfig) -> list[str]:
     ]
 
 
-def short_names(model: nn.Module, names: list[str]) -> list[str]:
+def matches(targets: Iterable[str], name: str) -> bool:
+    """PEFT's rule for targets: a regular expression over the whole name, or a list of names and suffixes."""
+    if isinstance(targets, str):
+        return re.fullmatch(targets, name) is not None
+    return any(name == target or name.endswith(f".{target}") for target in targets)
+
+
+def saves(entries: Iterable[str], name: str) -> bool:
+    """PEFT's rule for `modules_to_save`: any end of the name, also within a word."""
+    return name.endswith(tuple(entries))
+
+
+def short_names(model: nn.Module, names: list[str], fits: Rule = matches) -> list[str]:
     """The last parts of `names` where these select exactly `names`, else `names` themselves."""
     short = sorted({name.rpartition(".")[2] for name in names})
-    selected = [name for name, _ in base_modules(model) if name and _matches(short, name)]
+    selected = [name for name, _ in base_modules(model) if name and fits(short, name)]
     return short if sorted(selected) == sorted(names) else sorted(names)
 
 
@@ -96,15 +116,8 @@ def _default_targets(model: nn.Module) -> list[str] | str:
     return DEFAULT_TARGETS[model_type]
 
 
-def _matches(targets: Iterable[str], name: str) -> bool:
-    """A regular expression over the whole name, or a list of names and suffixes."""
-    if isinstance(targets, str):
-        return re.fullmatch(targets, name) is not None
-    return any(name == target or name.endswith(f".{target}") for target in targets)
-
-
 def _excluded(config: LoraConfig, name: str) -> bool:
-    return config.exclude_modules is not None and _matches(config.exclude_modules, name)
+    return config.exclude_modules is not None and matches(config.exclude_modules, name)
 
 
 def _in_layers(config: LoraConfig, names: list[str]) -> list[str]:
@@ -125,13 +138,11 @@ def _layer_index(config: LoraConfig, name: str) -> int | None:
     return int(match[1]) if match else None
 
 
-def _unmatched(targets: list[str] | str, modules: dict[str, nn.Module], field: str) -> list[str]:
+def _unmatched(targets: list[str] | str, modules: dict[str, nn.Module], field: str, fits: Rule = matches) -> list[str]:
     """A line for each entry that no module's name fits."""
     entries = [targets] if isinstance(targets, str) else targets
     missing = [
-        entry
-        for entry in entries
-        if not any(_matches(targets if entry is targets else [entry], name) for name in modules)
+        entry for entry in entries if not any(fits(targets if entry is targets else [entry], name) for name in modules)
     ]
     return [f"{field}: {entry!r} matches no module; {_close(entry, modules)}" for entry in missing]
 

@@ -9,6 +9,7 @@ import sys
 
 import torch.nn as nn
 
+from lorafit.lora.graft import Graft
 from lorafit.lora.peft_format import restore_adapter
 from lorafit.lora.state import has_adapters, state_of
 
@@ -40,7 +41,7 @@ def introduce_to_trainer(model: nn.Module) -> None:
 
 def _restore(model: nn.Module, directory: str) -> bool:
     """Read the adapters of a checkpoint; False if `model` is none of ours."""
-    if not has_adapters(model):
+    if not (isinstance(model, Graft) and has_adapters(model)):  # get_peft_model grafts, plain attach does not
         return False
     for name in state_of(model).configs:
         restore_adapter(model, directory if name == "default" else f"{directory}/{name}", name)

@@ -23,6 +23,7 @@ from lorafit.train.callbacks import KeepAdapter, ShowProgress, StopEarly, StopOn
 from lorafit.train.checkpoint import checkpoints_in, problems_of, step_of
 from lorafit.train.loss import LabelLoss, choose_packing
 from lorafit.train.memory import peak_memory_bytes
+from lorafit.train.norms import lean_norms
 from lorafit.train.run import Run, free_directory
 from lorafit.train.trainer import LoraTrainer
 
@@ -127,6 +128,7 @@ class _Fit:
         with StopOnSignal() as stop, ExitStack() as cleanup:
             use_cache = model.config.use_cache  # the Trainer turns it off; generation wants it
             cleanup.callback(lambda: setattr(model.config, "use_cache", use_cache))
+            cleanup.enter_context(lean_norms(model))
             trainer = self.trainer(model, stop)
             if trainer.loss.by_document:
                 cleanup.enter_context(attention_by_document(model))

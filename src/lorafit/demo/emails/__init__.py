@@ -4,7 +4,7 @@ The task: read an e-mail and answer with one line of JSON that has the six keys 
 more than copying: the request (one of five) has to be understood; the name may stand in a greeting, a
 signature or a header, and be in capitals; dates and sums come in many notations and leave in one; and
 every e-mail holds details that look like answers and are not (other orders, earlier dates, postage,
-colleagues, a quoted reply). The unsaid is null.
+colleagues, a quoted reply). An unsaid amount is null.
 
 Names, products and phrasings of the two sides come from disjoint pools, so a held-out e-mail can only be
 answered by reading it.
@@ -19,7 +19,7 @@ from .training_pool import TRAINING
 
 INSTRUCTION = (
     "Answer this e-mail with one line of JSON: request (cancel, refund, exchange, invoice or delivery), name, "
-    "product, order, date (wanted by, YYYY-MM-DD), amount (paid). Unsaid is null."
+    "product, order, date (wanted by, YYYY-MM-DD), amount (paid; null if unsaid)."
 )
 
 __all__ = ["FIELDS", "HELD_OUT", "INSTRUCTION", "REQUESTS", "TRAINING", "Facts", "Pool", "write_rows"]
@@ -30,7 +30,7 @@ def write_rows(pool: Pool, count: int, *, seed: int) -> list[dict[str, str]]:
 
     The same arguments give the same rows in every process and Python version.
     """
-    rng = random.Random(f"{seed}/{pool.products[0]}")  # the two sides draw from different streams
+    rng = random.Random(f"{seed}/{pool.product_things[0]}")  # the two sides draw from different streams
     rows = []
     for index in range(count):
         facts = draw_facts(rng, pool, REQUESTS[index % len(REQUESTS)])

@@ -13,7 +13,8 @@ HELD_OUT = Pool(
         "Janssen", "Kowalski", "Larsen", "Mendes", "Nguyen", "Ortega", "Pereira", "Reyes", "Schultz",
         "Takahashi", "Urban", "Vogel", "Whitaker", "Young", "Zielinski",
     ),
-    products=(
+    product_kinds=("", "green", "grey", "yellow", "medium", "mini", "deluxe", "round", "slim"),
+    product_things=(
         "walnut sideboard", "reading light", "canvas satchel", "rice cooker", "lawn mower", "down duvet",
         "badminton net", "milk frother", "bar stool", "car seat", "copper saucepan", "swimming goggles",
         "photo album", "hand saw", "noise cancelling headphones", "winter coat", "marble coaster",
@@ -57,7 +58,7 @@ HELD_OUT = Pool(
         "delivery": (
             "Any news on when my {product} turns up?",
             "Nothing has been delivered yet, though {order} ({product}) shows as dispatched.",
-            "Our doorbell stayed silent again: is the {product} on its way?",
+            "Our doorbell stayed silent again: when is the {product} being delivered?",
             "still no {product}... wheres the parcel",
             "What does the tracking say about the {product}, consignment of {order}?",
             "Your van drove past without leaving the {product}; please find out where it is.",

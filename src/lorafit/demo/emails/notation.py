@@ -52,18 +52,17 @@ def write_date(rng: random.Random, day: datetime.date) -> str:
         f"{day.day} {month[:3]} {day.year}",
         f"{month[:3]} {day.day}{ordinal} {day.year}",
         f"{day.day:02}.{day.month:02}.{day.year}",  # with full stops the day is always first
-        f"{day.day}.{day.month}.{day.year % 100}",
         day.isoformat(),
     ]
-    if day.day > 12:  # 14/03 and 03/14 can be told apart, 04/03 cannot
-        notations += [f"{day.day}/{day.month:02}/{day.year}", f"{day.month}/{day.day}/{day.year}"]
+    if day.day > 12:  # 14/03 can only be a day and a month, 04/03 cannot be told
+        notations.append(f"{day.day}/{day.month:02}/{day.year}")
     return pick(rng, notations)
 
 
 def draw_cents(rng: random.Random) -> int:
     """A price in cents: half below 100, half up to 2,500; one in three without cents."""
     whole = 5 + int(rng.random() * (95 if rng.random() < 0.5 else 2495))
-    return whole * 100 + (0 if rng.random() < 1 / 3 else int(rng.random() * 100))
+    return whole * 100 + (0 if rng.random() < 1 / 3 else 10 + int(rng.random() * 90))
 
 
 def write_amount(rng: random.Random, cents: int) -> str:
@@ -79,7 +78,6 @@ def write_amount(rng: random.Random, cents: int) -> str:
         notations = [
             f"${english}.{rest:02}", f"£{english}.{rest:02}", f"EUR {continental},{rest:02}",
             f"{continental},{rest:02} €", f"{whole}.{rest:02} USD", f"{whole},{rest:02} euro",
-            f"{whole} euros and {rest} cents",
         ]  # fmt: skip
     return pick(rng, notations)
 

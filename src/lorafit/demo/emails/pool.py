@@ -16,7 +16,8 @@ class Pool:
     Attributes:
         first_names: Given names, for customers and for the colleagues who are mentioned.
         last_names: Family names.
-        products: Lower-case product names, also the products that are mentioned in passing.
+        product_kinds: What stands before a thing to make a product of it; may be empty.
+        product_things: Lower-case things, for the product and for those mentioned in passing.
         asks: For each of `REQUESTS`, sentences that ask for it; each has `{product}`, some have `{order}`.
         order_lines: Sentences that give the order number, for asks that do not.
         date_lines: Sentences that give the day the customer wants it done by.
@@ -34,7 +35,8 @@ class Pool:
 
     first_names: tuple[str, ...]
     last_names: tuple[str, ...]
-    products: tuple[str, ...]
+    product_kinds: tuple[str, ...]
+    product_things: tuple[str, ...]
     asks: dict[str, tuple[str, ...]]
     order_lines: tuple[str, ...]
     date_lines: tuple[str, ...]

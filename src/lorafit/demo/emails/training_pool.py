@@ -7,15 +7,20 @@ TRAINING = Pool(
         "Anna", "Boris", "Carla", "Dmitri", "Elena", "Farid", "Greta", "Hassan", "Ines", "Jonas", "Karim",
         "Lena", "Mateo", "Nadia", "Oscar", "Priya", "Rafael", "Sofia", "Tomas", "Ursula", "Viktor", "Wanda",
         "Yusuf", "Zoe", "Amara", "Bruno", "Chiara", "Diego", "Emeka", "Fiona", "Gordon", "Helga", "Ivan",
-        "Joyce", "Keiko", "Luca",
+        "Joyce", "Keiko", "Luca", "Marek", "Noemi", "Oleg", "Paula", "Quentin", "Rosa", "Simon", "Tessa", "Umar",
+        "Valeria", "Wilma", "Ximena", "Yara", "Zeno", "Alma", "Benno", "Claire", "Darius", "Edith", "Fritz", "Gloria",
+        "Henrik", "Isabel", "Joan", "Klaus", "Lydia", "Milan", "Nora", "Otto", "Petra", "Ruben", "Selma", "Theo",
     ),
     last_names=(
         "Abbott", "Berger", "Castillo", "Dvorak", "Eklund", "Fischer", "Garcia", "Haddad", "Ivanova",
         "Jensen", "Kaya", "Lindgren", "Moreau", "Novak", "Okafor", "Petrov", "Quinn", "Rossi", "Sharma",
         "Tanaka", "Ueda", "Vargas", "Weber", "Yilmaz", "Zimmer", "Andersen", "Brandt", "Conti", "Delgado",
-        "Farrell", "Gruber", "Hoffman", "Khan",
+        "Farrell", "Gruber", "Hoffman", "Khan", "Ito", "Jovanovic", "Keller", "Lopez", "Marino", "Nilsson", "Olsen",
+        "Pavlov", "Romero", "Silva", "Thomsen", "Unger", "Varga", "Wagner", "Yamada", "Zhang", "Arslan", "Bianchi",
+        "Cohen", "Dubois", "Esposito", "Fuentes", "Gomez", "Hansen", "Jankowski", "Klein", "Laurent", "Medina",
     ),
-    products=(
+    product_kinds=("", "red", "blue", "black", "white", "small", "large", "vintage", "portable", "compact", "striped"),
+    product_things=(
         "oak bookcase", "desk lamp", "leather wallet", "coffee grinder", "garden hose", "wool blanket",
         "tennis racket", "espresso machine", "office chair", "baby stroller", "steel kettle",
         "running shoes", "picture frame", "cordless drill", "bluetooth speaker", "rain jacket",
@@ -23,7 +28,9 @@ TRAINING = Pool(
         "shower curtain", "camping tent", "guitar strings", "dog leash", "wireless mouse",
         "mechanical keyboard", "bread knife", "floor rug", "hiking boots", "phone case", "vacuum cleaner",
         "wall mirror", "kids backpack", "fountain pen", "chess set", "hair dryer", "pool cover",
-        "linen shirt",
+        "linen shirt", "teapot", "suitcase", "umbrella", "toaster", "armchair", "wardrobe", "doormat", "scarf",
+        "sandals",
+        "tripod", "printer", "microscope", "trampoline", "sewing machine", "ironing board", "bird feeder",
     ),
     asks={
         "cancel": (
@@ -105,6 +112,10 @@ TRAINING = Pool(
             "The driver did not leave the {product} at our door.",
             "where is the parcel with the {product}",
             "I was at home all day and no {product} was delivered.",
+            "Still waiting!! The {product} was promised for last week.",
+            "Is the {product} of {order} on the road, or still in your warehouse?",
+            "I would like to know where the shipment with the {product} is.",
+            "delivery of {order} is late, when do i get the {product}",
         ),
     },
     order_lines=(

@@ -31,5 +31,6 @@ def write(module: nn.Module, weight: Tensor) -> nn.Parameter:
 
 
 def restore(module: nn.Module, original: nn.Parameter) -> None:
-    """Bring back what `write` returned, ties included."""
+    """Bring back what `write` returned, ties included, to the device and dtype that the module has by now."""
+    original.data = original.data.to(module.weight)  # type: ignore[arg-type]
     module.weight = original

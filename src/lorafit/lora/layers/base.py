@@ -107,10 +107,14 @@ class LoraLayer(Graft, nn.Module):
         Raises:
             AdapterError: The result is not finite.
         """
-        weight = self.merged_weight(names)
-        if not torch.isfinite(weight).all():
-            raise AdapterError(f"merging {list(names)} gives a weight that is not finite; the adapter is damaged")
-        self.lora_merged = (names, storage_of(self).write(self, weight))
+        original = storage_of(self).write(self, self.merged_weight(names))
+        if not torch.isfinite(storage_of(self).read(self)).all():
+            storage_of(self).restore(self, original)
+            raise AdapterError(
+                f"merging {list(names)} gives a weight that is not finite in {original.dtype}: the adapter is damaged, "
+                "or too large for this dtype (load the base model in float32 to merge)"
+            )
+        self.lora_merged = (names, original)
 
     def unmerge(self) -> None:
         """Bring the base weight back bit for bit."""

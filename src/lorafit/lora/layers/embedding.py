@@ -4,6 +4,7 @@ import torch.nn as nn
 import torch.nn.functional as F
 from torch import Tensor
 
+from lorafit.errors import AdapterError
 from lorafit.lora.graft import Graft
 from lorafit.lora.layers.base import LoraLayer
 
@@ -39,7 +40,8 @@ class Layer(LoraLayer):
 
     def update(self, x: Tensor, A: Tensor, B: Tensor) -> Tensor:
         """Token ids `x` (...) -> (..., dim)."""
-        update = F.embedding(x, A.T, self.padding_idx) @ B.T  # type: ignore[arg-type]
+        looked_up = F.embedding(x, A.T, self.padding_idx, scale_grad_by_freq=self.scale_grad_by_freq)  # type: ignore[arg-type]
+        update = looked_up @ B.T
         return update * self.embed_scale if self._scales_output else update  # type: ignore[operator]
 
     @property
@@ -47,7 +49,15 @@ class Layer(LoraLayer):
         return self._grafted_onto.forward is not nn.Embedding.forward
 
     def weight_update(self, A: Tensor, B: Tensor) -> Tensor:
-        """(vocab, dim)."""
+        """(vocab, dim).
+
+        Raises:
+            AdapterError: With `max_norm` every look-up rescales the weight itself, and would so the update.
+        """
+        if self.max_norm is not None:
+            raise AdapterError(
+                f"an adapter on an embedding with max_norm={self.max_norm} cannot be merged; keep it apart"
+            )
         return (B @ A).T
 
     def initialize(self, A: Tensor, B: Tensor, how: bool | str | None) -> None:
