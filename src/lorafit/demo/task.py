@@ -15,7 +15,7 @@ from typing import Any
 from ..errors import ConfigError
 from .emails import HELD_OUT, TRAINING, write_rows
 
-TRAIN_ROWS = 240
+TRAIN_ROWS = 288
 HELD_OUT_ROWS = 64
 SEED = 42
 
@@ -23,7 +23,7 @@ DEMO_RECIPE: dict[str, dict[str, Any]] = {
     "model": {"name": "demo:gemma-3-270m"},
     "lora": {"r": 16, "lora_alpha": 32, "target_modules": "all-linear"},
     "train": {
-        "learning_rate": 1e-3,
+        "learning_rate": 5e-4,
         "num_train_epochs": 1.0,
         "per_device_train_batch_size": 4,
         "gradient_accumulation_steps": 1,
@@ -39,7 +39,8 @@ DEMO_RECIPE: dict[str, dict[str, Any]] = {
 """Sections of a recipe: everything but the files and the output directory.
 
 One pass, because a new e-mail teaches more than a second look at an old one, and small batches, because few tokens
-then make more steps: some 43,000 tokens in 56 steps of 4 e-mails (5 % of the training file is held out for the loss).
+then make more steps: some 53,000 tokens in 69 steps of 4 e-mails (5 % of the training file is held out for the loss).
+At a rate of 1e-3 the model miscopied more names and products than at 5e-4.
 The longest references have 54 tokens with Gemma's tokenizer.
 """
 

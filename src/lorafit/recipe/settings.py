@@ -243,7 +243,7 @@ class TrainSettings(Settings):
         default=0.03, ge=0, description="Steps in which the rate rises to its peak; below 1 it is a share of the run."
     )
     optim: Literal["adamw_torch", "adamw_torch_fused"] = Field(
-        default="adamw_torch", description="AdamW, plain or fused kernel."
+        default="adamw_torch_fused", description="AdamW in one fused kernel or in plain operations: same result."
     )
     weight_decay: float = Field(
         default=0.0, ge=0, description="AdamW's decay of the adapter's weights, per unit of learning rate."
@@ -269,7 +269,7 @@ class TrainSettings(Settings):
         description="Steps between checkpoints; below 1 a share of the run; null is at every evaluation.",
     )
     save_total_limit: int | None = Field(
-        default=2, ge=1, description="Checkpoints kept (the best one always is); null keeps all."
+        default=2, ge=1, description="Checkpoints kept for --resume; null keeps all. The best adapter is kept beside them."
     )
     load_best_model_at_end: bool = Field(
         default=True, description="Keep the adapter with the lowest held-out loss; false keeps the last one."

@@ -245,7 +245,8 @@ def _start(recipe: Recipe, resolved: ResolvedModel, rows: dict[str, Any]) -> tup
     """A new run directory, and the recipe with every path resolved, so that the run can be taken up from anywhere."""
     local = resolved.kind in ("directory", "gguf")
     reference = str(Path(resolved.reference).resolve()) if local else resolved.reference
-    names = Path(recipe.model.name).stem.replace(":", "-"), Path(recipe.data.train_files[0]).stem
+    model_name = Path(recipe.model.name).name.removesuffix(".gguf").replace(":", "-")  # "Qwen3-0.6B" has no suffix
+    names = model_name, Path(recipe.data.train_files[0]).stem
     directory = Path(recipe.output_dir) if recipe.output_dir else free_directory(Path("runs") / "-".join(names))
     lists = {"train_files": recipe.data.train_files, "validation_files": recipe.data.validation_files}
     data = recipe.data.model_copy(update={key: [_absolute(file) for file in files] for key, files in lists.items()})

@@ -240,7 +240,7 @@ def training_arguments(
         learning_rate=settings.learning_rate,
         lr_scheduler_type=settings.lr_scheduler_type,
         warmup_steps=settings.warmup_steps,
-        optim="adamw_torch_fused",  # same mathematics as adamw_torch in one kernel, on the CPU too
+        optim=settings.optim,
         weight_decay=settings.weight_decay,
         adam_beta1=settings.adam_beta1,
         adam_beta2=settings.adam_beta2,

@@ -140,10 +140,10 @@ class _Writer:
         return [self.fill(ask)] if "{order}" in ask else [self.fill(ask), self.write(self.pool.order_lines)]
 
     def details(self) -> list[str]:
-        """Date and amount, where it is said, and in most e-mails an aside, in any order."""
+        """Date and amount, where it is said, and in every other e-mail an aside, in any order."""
         said = [self.write(self.pool.date_lines)]
         said += [self.write(self.pool.amount_lines)] if self.facts.cents else []
-        return shuffled(self.rng, [*said, *self.asides(int(self.rng.random() < 0.7))])
+        return shuffled(self.rng, [*said, *self.asides(int(self.rng.random() < 0.5))])
 
     def asides(self, count: int) -> list[str]:
         """`count` different asides."""

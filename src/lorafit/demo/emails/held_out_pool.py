@@ -13,7 +13,7 @@ HELD_OUT = Pool(
         "Janssen", "Kowalski", "Larsen", "Mendes", "Nguyen", "Ortega", "Pereira", "Reyes", "Schultz",
         "Takahashi", "Urban", "Vogel", "Whitaker", "Young", "Zielinski",
     ),
-    product_kinds=("", "green", "grey", "yellow", "medium", "mini", "deluxe", "round", "slim"),
+    product_kinds=("", "green", "grey", "yellow", "medium", "mini", "orange", "round", "slim"),
     product_things=(
         "walnut sideboard", "reading light", "canvas satchel", "rice cooker", "lawn mower", "down duvet",
         "badminton net", "milk frother", "bar stool", "car seat", "copper saucepan", "swimming goggles",
