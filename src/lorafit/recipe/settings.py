@@ -269,7 +269,7 @@ class TrainSettings(Settings):
         description="Steps between checkpoints; below 1 a share of the run; null is at every evaluation.",
     )
     save_total_limit: int | None = Field(
-        default=2, ge=1, description="Checkpoints kept for --resume; null keeps all. The best adapter is kept beside them."
+        default=2, ge=1, description="Checkpoints kept for --resume; null keeps all. The best adapter is kept apart."
     )
     load_best_model_at_end: bool = Field(
         default=True, description="Keep the adapter with the lowest held-out loss; false keeps the last one."

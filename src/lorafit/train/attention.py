@@ -33,7 +33,7 @@ def can_attend_by_document(model: PreTrainedModel) -> bool:
 @contextmanager
 def attention_by_document(model: PreTrainedModel) -> Iterator[None]:
     """Within the block a packed forward (with `document_lengths`) attends by document; nothing else may run."""
-    before = model.config._attn_implementation
+    before = model.config._attn_implementation or "sdpa"
     model.set_attn_implementation(NAME)
     try:
         yield
