@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from lorafit.lora import (
         LoraConfig,
         PeftModel,
+        TaskType,
         TiedWeightsWarning,
         active_adapters,
         adapter_tensors,
@@ -51,6 +52,7 @@ __all__ = [
     "ModelError",
     "PeftModel",
     "RunError",
+    "TaskType",
     "TiedWeightsWarning",
     "__version__",
     "active_adapters",

@@ -1,6 +1,7 @@
 """From files to datasets: counts, the split, what is cut and dropped, and what the user sees."""
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ from lorafit.data import Template, prepare, render
 from lorafit.errors import DataError
 
 TOKENIZER = byte_level(adds_bos=True)
-REAL = Path(__file__).parents[2].parent / "shared" / "data"
+REAL = Path(os.environ.get("LORAFIT_TEST_ROWS", Path(__file__).parents[3] / "shared" / "data"))
 
 
 def write(path: Path, rows: list[dict]) -> str:

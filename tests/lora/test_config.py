@@ -5,7 +5,7 @@ import peft
 import pytest
 
 from lorafit.errors import ConfigError
-from lorafit.lora import LoraConfig
+from lorafit.lora import LoraConfig, TaskType
 
 IMPOSSIBLE = [
     ({"r": 0}, "r=0 must be a whole number of at least 1"),
@@ -60,6 +60,12 @@ def test_every_field_has_pefts_default():
 def test_unknown_fields_have_a_suggestion():
     with pytest.raises(ConfigError, match=r"'lora_aplha' \(did you mean 'lora_alpha'\?\)"):
         LoraConfig.from_dict({"lora_aplha": 3})
+
+
+def test_pefts_task_types_are_taken_by_name_and_as_text():
+    assert LoraConfig(task_type=TaskType.SEQ_CLS) == LoraConfig(task_type="SEQ_CLS")
+    assert LoraConfig(task_type=peft.TaskType.CAUSAL_LM).to_dict()["task_type"] == "CAUSAL_LM"
+    assert {task.value for task in TaskType} == {task.value for task in peft.TaskType}
 
 
 def test_the_config_needs_no_torch():

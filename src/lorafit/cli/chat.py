@@ -1,5 +1,6 @@
 """`lorafit chat`: a conversation with a tuned model."""
 
+import contextlib
 import sys
 
 from lorafit.cli.options import JsonFlag, MaxNewTokens, RunArgument, System, Temperature, TopP
@@ -22,7 +23,8 @@ def chat(
     from lorafit.evaluate.generate import Sampling
 
     if sys.stdin.isatty():
-        import readline  # noqa: F401  (line editing and history in input())
+        with contextlib.suppress(ImportError):  # Windows has none, and its console edits lines itself
+            import readline  # noqa: F401  (line editing and history in input())
 
     with open_output(json) as out:
         conversation = Conversation.open(run, system=system)

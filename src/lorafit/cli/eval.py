@@ -6,6 +6,7 @@ import typer
 
 from lorafit.cli.options import JsonFlag, RunArgument
 from lorafit.cli.output import open_output
+from lorafit.errors import RunError
 
 
 def eval(
@@ -23,12 +24,18 @@ def eval(
     from lorafit.cli.show import show_evaluation
     from lorafit.evaluate import evaluate, held_out_rows
     from lorafit.train import Run
+    from lorafit.train.fit import fingerprint
 
     with open_output(json) as out:
         opened = Run.open(run)
         recipe = opened.recipe
         model, tokenizer, template = opened.load_model()
         prepared = held_out_rows(recipe, tokenizer, template, data or [])
+        if not data and fingerprint(prepared.train) != opened.record["data"]["rows_sha256"]:
+            raise RunError(
+                "the data is not what the run was trained on, so rows held out now may have been trained on then. "
+                "Restore the files, or give rows of their own with --data"
+            )
         rows = prepared.held_out_rows
         with out.progress("Base against tuned", 2 * (len(rows) + recipe.evaluate.samples)) as on_rows:
             evaluation = evaluate(

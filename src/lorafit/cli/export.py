@@ -5,14 +5,17 @@ from typing import Annotated
 
 import typer
 
-from lorafit.cli.options import JsonFlag, RunArgument
+from lorafit.cli.options import JsonFlag, RunArgument, expanded
 from lorafit.cli.output import open_output
 
 
 def export(
     run: RunArgument,
     output_dir: Annotated[
-        Path, typer.Option("--output-dir", metavar="DIR", help="A new directory for the files.", show_default=False)
+        Path,
+        typer.Option(
+            "--output-dir", metavar="DIR", help="A new directory for the files.", show_default=False, callback=expanded
+        ),
     ],
     to: Annotated[str, typer.Option("--to", metavar="TARGET", help="What to write: merged.")] = "merged",
     json: JsonFlag = False,

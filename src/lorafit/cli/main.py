@@ -1,5 +1,7 @@
 """The entry point: finds the verb, runs it, and turns errors into one line and an exit code."""
 
+import errno
+import io
 import sys
 from typing import Annotated
 
@@ -12,6 +14,7 @@ from lorafit.cli.output import print_json
 from lorafit.errors import LorafitError
 
 FAILED = 2
+NO_BUG = {errno.EACCES, errno.EROFS, errno.ENOSPC, errno.ENOTDIR}  # what the user's folders and disk refuse
 
 # Mistyped commands and options. typer >= 0.26 carries its own copy of click and names only this leaf of its errors.
 UsageError: type[Exception] = typer.BadParameter.__base__  # pyright: ignore[reportAssignmentType]
@@ -54,19 +57,25 @@ def main(arguments: list[str] | None = None) -> int:
         exception is a bug and keeps its traceback.
     """
     arguments = sys.argv[1:] if arguments is None else arguments
+    for stream in (sys.stdout, sys.stderr):  # a character that the terminal's encoding lacks must not end a run
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     try:
         return app(arguments, standalone_mode=False) or 0
     except LorafitError as error:
-        message = str(error)
+        message, code = str(error), FAILED
     except UsageError as error:
-        message = error.format_message()  # pyright: ignore[reportAttributeAccessIssue]
+        message, code = error.format_message(), FAILED  # pyright: ignore[reportAttributeAccessIssue]
+    except OSError as error:
+        if error.errno not in NO_BUG:
+            raise
+        message, code = f"{error.strerror}: {error.filename or 'while writing'}", FAILED
     except (typer.Abort, KeyboardInterrupt):
-        print("interrupted", file=sys.stderr)
-        return INTERRUPTED
+        message, code = "interrupted", INTERRUPTED
     if not message:  # the bare command has printed its help
-        return FAILED
+        return code
     if "--json" in arguments:
         print_json({"error": message}, sys.stdout)
     else:
-        print(f"error: {message}", file=sys.stderr)
-    return FAILED
+        print(message if code == INTERRUPTED else f"error: {message}", file=sys.stderr)
+    return code

@@ -7,11 +7,22 @@ import typer
 
 INTERRUPTED = 130  # exit code, 128 + SIGINT as shells expect
 
+
+def expanded(path: Path | None) -> Path | None:
+    """Of `--option=~/folder` shells leave the ~."""
+    return path and path.expanduser()
+
+
 RunArgument = Annotated[Path, typer.Argument(metavar="RUN", help="A run directory.", show_default=False)]
 JsonFlag = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout and nothing else there.")]
 OutputDir = Annotated[
     Path | None,
-    typer.Option("--output-dir", metavar="DIR", help="Where the run goes; a free folder under runs/ if not given."),
+    typer.Option(
+        "--output-dir",
+        metavar="DIR",
+        help="Where the run goes; a free folder under runs/ if not given.",
+        callback=expanded,
+    ),
 ]
 MaxSteps = Annotated[
     int | None, typer.Option("--max-steps", metavar="N", min=1, help="Stop after this many optimizer steps.")

@@ -73,5 +73,5 @@ def open_output(json_wanted: bool) -> Iterator[Output]:
 
 
 def print_json(value: Mapping[str, Any], stream: TextIO) -> None:
-    """One line, strictly JSON: a NaN or an infinity is an error of ours, not a surprise for the reader."""
-    print(json.dumps(value, ensure_ascii=False, allow_nan=False), file=stream, flush=True)
+    """One line of ASCII, whatever the stream's encoding; a NaN or an infinity is an error of ours."""
+    print(json.dumps(value, allow_nan=False), file=stream, flush=True)

@@ -42,6 +42,8 @@ def train(
     """Train an adapter, then compare base and tuned model on rows that were held out."""
     with open_output(json) as out:
         if resume:
+            if recipe and output_dir:
+                raise ConfigError("--resume takes one run directory: leave out --output-dir")
             if given := [option for option, value in (
                 ("--model", model), ("--data", data), ("--validation", validation),
                 ("--max-steps", max_steps), ("--set", set),

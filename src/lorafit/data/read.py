@@ -33,7 +33,7 @@ def read(files: Sequence[str]) -> list[Record]:
     records: list[Record] = []
     problems: list[str] = []
     for name in files:
-        path = Path(name)
+        path = Path(name).expanduser()
         if path.is_file():
             reader = READERS.get(path.suffix.lower())
             if reader is None:
@@ -98,6 +98,7 @@ _ROW = frozenset({"messages", "conversations", "conversation", "tools", "history
 
 def _read_csv(path: Path, problems: list[str]) -> list[Record]:
     text = "".join(line for _, line in _lines(path, problems))
+    csv.field_size_limit(2**31 - 1)  # Python's own, 128 KiB, is less than a long document
     reader = csv.reader(io.StringIO(text, newline=""), strict=True)
     records: list[Record] = []
     header: list[str] | None = None

@@ -74,6 +74,10 @@ def answer_text(message: Message) -> str:
 
 def drop_reason(row: Row) -> str | None:
     """Why a row cannot teach anything, or None when it can."""
+    try:
+        json.dumps([row.text, row.messages, row.tools], ensure_ascii=False, default=str).encode()
+    except UnicodeEncodeError:  # JSON's escapes can write half a character, which no tokenizer takes
+        return "half a character (a lone surrogate, such as \\ud83d)"
     if row.messages is None:
         return None if (row.text or "").strip() else "empty text"
     answers = [m for m in row.messages if m["role"] == "assistant"]

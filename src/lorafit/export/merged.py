@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 # W0 + (alpha / r) BA is rounded to it once.
 TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-3, torch.float16: 1e-2, torch.bfloat16: 5e-2}
 PROMPTS = 3
+LONGEST = 256  # tokens of a prompt; any show whether the weights are right
 POSITIONS = 16  # last tokens of each prompt whose logits are compared
 PLAIN_PROMPT = "The quick brown fox jumps over the lazy dog."  # for a run without samples
 
@@ -40,7 +41,7 @@ def export(run: Run, directory: Path) -> Exported:
     model, tokenizer, template = run.load_model()
     samples = read_samples(run.directory)[:PROMPTS]
     texts = [f"{sample.prompt}\n{sample.reference or ''}" for sample in samples] or [PLAIN_PROMPT]
-    prompts = [tokenizer(text)["input_ids"] for text in texts]
+    prompts = [tokenizer(text)["input_ids"][:LONGEST] for text in texts]
     tuned = [_last_logits(model, prompt) for prompt in prompts]
     trained_as, device = _weights_dtype(model), model.device
     dtype = min(trained_as, _base_dtype(run) or trained_as, key=lambda dtype: dtype.itemsize)

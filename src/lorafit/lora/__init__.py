@@ -14,7 +14,7 @@ if TYPE_CHECKING:
         set_adapter,
     )
     from lorafit.lora.compat import PeftModel, get_peft_model
-    from lorafit.lora.config import LoraConfig
+    from lorafit.lora.config import LoraConfig, TaskType
     from lorafit.lora.inject import TiedWeightsWarning, attach
     from lorafit.lora.merging import merge, merge_and_unload, unload, unmerge
     from lorafit.lora.peft_format import adapter_tensors, load_adapter, restore_adapter, save_adapter
@@ -30,6 +30,7 @@ _HOME = {
     "PeftModel": "compat",
     "get_peft_model": "compat",
     "LoraConfig": "config",
+    "TaskType": "config",
     "TiedWeightsWarning": "inject",
     "attach": "inject",
     "merge": "merging",
@@ -45,6 +46,7 @@ _HOME = {
 __all__ = [
     "LoraConfig",
     "PeftModel",
+    "TaskType",
     "TiedWeightsWarning",
     "active_adapters",
     "adapter_tensors",

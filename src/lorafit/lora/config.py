@@ -6,9 +6,22 @@ import re
 import sys
 from collections.abc import KeysView
 from dataclasses import dataclass, field
+from enum import Enum
 from typing import Any, Literal
 
 from lorafit.errors import ConfigError
+
+
+class TaskType(str, Enum):
+    """PEFT's names of tasks, for `LoraConfig(task_type=...)`; the plain strings do as well."""
+
+    SEQ_CLS = "SEQ_CLS"
+    SEQ_2_SEQ_LM = "SEQ_2_SEQ_LM"
+    CAUSAL_LM = "CAUSAL_LM"
+    TOKEN_CLS = "TOKEN_CLS"
+    QUESTION_ANS = "QUESTION_ANS"
+    FEATURE_EXTRACTION = "FEATURE_EXTRACTION"
+
 
 Bias = Literal["none", "all", "lora_only"]
 

@@ -179,7 +179,7 @@ def _inline_template(reader: _Reader) -> None:
     given = reader.given.get("data.chat_template")
     if given is None or not isinstance(given.value, str) or "{" in given.value:
         return
-    if (file := Path(given.value)).is_file():
+    if (file := Path(given.value).expanduser()).is_file():
         reader.notes.append(f"{given.place}: data.chat_template is the text of {file}")
         given.value = file.read_text(encoding="utf-8")
 

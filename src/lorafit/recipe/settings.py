@@ -6,10 +6,12 @@ so that they cannot drift apart.
 
 from __future__ import annotations
 
+import os.path
 import re
 from typing import Annotated, Any, Literal
 
 from pydantic import (
+    AfterValidator,
     BaseModel,
     BeforeValidator,
     ConfigDict,
@@ -43,7 +45,8 @@ def _check_pattern(pattern: str) -> None:
         raise ValueError(f"must be a regular expression, but {pattern!r} is not one ({error})") from None
 
 
-Names = Annotated[list[str], BeforeValidator(_one_or_list)]
+Place = Annotated[str, AfterValidator(os.path.expanduser)]  # no shell has read a recipe's ~
+Places = Annotated[list[Place], BeforeValidator(_one_or_list)]
 Dtype = Annotated[Literal["auto", "bf16", "fp32", "fp16"], BeforeValidator(dtype_name)]
 Rank = Annotated[int, Field(ge=1)]
 Alpha = Annotated[int | float, Field(gt=0)]  # a whole number stays whole in adapter_config.json
@@ -58,7 +61,7 @@ class Settings(BaseModel):
 class ModelSettings(Settings):
     """The base model."""
 
-    name: str = Field(
+    name: Place = Field(
         min_length=1,
         description="The base model: a hub id, a directory, a GGUF file, or demo:gemma-3-270m (in a package).",
     )
@@ -84,11 +87,11 @@ class ModelSettings(Settings):
 class DataSettings(Settings):
     """The rows to learn from, and the rows held out to measure the gain."""
 
-    train_files: Names = Field(
+    train_files: Places = Field(
         min_length=1,
         description="Files (.jsonl .json .csv .txt .parquet) or a hub data set id; one, or a list.",
     )
-    validation_files: Names = Field(
+    validation_files: Places = Field(
         default_factory=list, description="Files to measure on instead of a share of train_files."
     )
     validation_share: float = Field(
@@ -321,7 +324,7 @@ class Recipe(Settings):
     task: Literal["sft"] = Field(
         default="sft", description="What to learn; sft is supervised fine-tuning on rows with answers."
     )
-    output_dir: str | None = Field(
+    output_dir: Place | None = Field(
         default=None, min_length=1, description="The run's directory; null makes a new one under runs/."
     )
     model: ModelSettings

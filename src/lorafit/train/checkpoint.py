@@ -53,7 +53,7 @@ def save_checkpoint(
     values |= {"random": random_states(), "counters": counters}
     (temporary / "state.json").write_text(json.dumps(values), encoding="utf-8")
     for file in temporary.iterdir():
-        with file.open("rb") as written:
+        with file.open("rb+") as written:  # Windows syncs only what may be written
             os.fsync(written.fileno())
     if directory.exists():
         shutil.rmtree(directory)

@@ -9,11 +9,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
 from datasets import Dataset
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
 from lorafit.data import Prepared, Template, prepare
-from lorafit.errors import RunError
+from lorafit.errors import ModelError, RunError
+from lorafit.evaluate.generate import context_length
 from lorafit.lora import LoraConfig, attach, count_parameters, restore_adapter
 from lorafit.models import ResolvedModel, load_model, load_tokenizer, resolve
 from lorafit.recipe import Recipe
@@ -102,6 +104,12 @@ def train(
         raise
     except Exception as error:
         run.update(state="failed", error="".join(traceback.format_exception_only(error)).strip())
+        if isinstance(error, torch.OutOfMemoryError):
+            raise RunError(
+                f"the device's memory does not suffice. Start again with train.token_budget below "
+                f"{recipe.train.token_budget}, train.gradient_checkpointing=true, or data.max_length below "
+                f"{recipe.data.max_length}"
+            ) from error
         raise
     finally:
         progress.close()
@@ -142,6 +150,19 @@ class _Fit:
         model = load_model(
             self.resolved, dtype=settings.dtype, device=settings.device, trust_remote_code=settings.trust_remote_code
         )
+        if model.config.is_encoder_decoder or not model.can_generate():
+            raise ModelError(
+                f"{self.resolved.reference} is a {type(model).__name__}; lorafit trains causal language models, such as "
+                "demo:gemma-3-270m"
+            )
+        context, limit = context_length(model), self.recipe.data.max_length
+        if context is not None and context < limit:
+            longest = max(map(longest_row, (self.prepared.train, self.prepared.held_out)))
+            if longest > context:
+                raise ModelError(
+                    f"{self.resolved.reference} reads {context} tokens and the longest row has {longest}: set "
+                    f"data.max_length to at most {context}"
+                )
         set_seed(self.recipe.train.seed)
         attach(model, LoraConfig.from_dict(self.recipe.lora.model_dump()))
         return model
@@ -236,7 +257,8 @@ def _existing(recipe: Recipe) -> tuple[Run, str]:
     if record["state"] == "finished":
         steps = record["figures"]["steps"]
         raise RunError(
-            f"{run.directory} is finished (step {steps}); to train more, start a run with another --output-dir"
+            f"{run.directory} is finished (step {steps}): measure it with `lorafit eval`; to train more, start a run "
+            "with another --output-dir"
         )
     return run, record["model"]["reference"]
 
@@ -258,6 +280,13 @@ def _start(recipe: Recipe, resolved: ResolvedModel, rows: dict[str, Any]) -> tup
 
 def _absolute(file: str) -> str:
     return str(Path(file).resolve()) if Path(file).exists() else file
+
+
+def longest_row(rows: Dataset) -> int:
+    """Tokens of the longest row; 0 for none."""
+    lengths = (batch["input_ids"].combine_chunks().value_lengths()  # type: ignore[call-overload, index, union-attr]
+               for batch in rows.with_format("arrow").iter(1000))  # fmt: skip
+    return max((max(array.to_pylist()) for array in lengths), default=0)
 
 
 def fingerprint(rows: Dataset) -> str:

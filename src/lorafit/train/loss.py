@@ -153,7 +153,7 @@ def _plain_losses(model: PreTrainedModel, document: Document) -> Tensor:
 
 def _differ_by(ours: Tensor, own: Tensor) -> float:
     """Relative difference, |ours - own| / |own|."""
-    ours, own = ours.double(), own.double()
+    ours, own = ours.cpu().double(), own.cpu().double()  # Apple's GPUs have no float64
     return float((ours - own).norm() / own.norm().clamp_min(1e-30))
 
 

@@ -34,6 +34,7 @@ def write_atomically(path: Path, text: str) -> None:
 
 def free_directory(directory: Path) -> Path:
     """`directory` itself if nothing is there, else the first free of `directory-2`, `directory-3`, ..."""
+    directory = directory if directory.name else directory.resolve()  # "." has no name
     candidate, number = directory, 2
     while candidate.exists():
         candidate, number = directory.with_name(f"{directory.name}-{number}"), number + 1

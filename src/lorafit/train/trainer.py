@@ -162,7 +162,12 @@ class LoraTrainer(Trainer):
                 part = self.eval_collator([rows[i] for i in range(start, min(start + EVALUATED_AT_ONCE, len(rows)))])
                 trained += part["trained"]
                 for micro_batch in part["micro_batches"]:
-                    total += self.loss(micro_batch.to(self.args.device)).double().sum().item()
+                    total += self.loss(micro_batch.to(self.args.device)).cpu().double().sum().item()
+        if not math.isfinite(total):
+            raise RunError(
+                f"the held-out loss became {total} after step {self.state.global_step}; use model.dtype fp32 or lower "
+                f"the learning rate ({self.settings.learning_rate:g}), and start again"
+            )
         metrics = {f"{metric_key_prefix}_loss": total / max(trained, 1)}
         self.log(dict(metrics))
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
