@@ -2,6 +2,7 @@
 
 import io
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -91,6 +92,14 @@ def test_eval_on_other_rows_leaves_the_runs_files(capsys: pytest.CaptureFixture[
     found = run_json(capsys, "eval", tiny_run, "--data", file)
     assert found["rows"] == 2
     assert (tiny_run / "eval.json").read_bytes() == before
+
+
+def test_eval_refuses_rows_held_out_of_other_data(capsys: pytest.CaptureFixture[str], tiny_run: Path, tmp_path: Path):
+    changed = shutil.copytree(tiny_run, tmp_path / "run")
+    record = json.loads((changed / "run.json").read_text())
+    record["data"]["rows_sha256"] = "0" * 64
+    (changed / "run.json").write_text(json.dumps(record))
+    assert "not what the run was trained on" in run(capsys, "eval", changed, code=2)[1]
 
 
 def test_generate_answers_as_trained(

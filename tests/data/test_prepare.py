@@ -76,6 +76,12 @@ def test_rows_that_teach_nothing_are_dropped_by_reason(tmp_path):
     assert (alternating.summary.rows, len(alternating.train) + len(alternating.held_out)) == (24, 21)
 
 
+def test_half_a_character_costs_its_row_and_not_the_run(tmp_path):
+    file = write(tmp_path / "a.jsonl", [*rows(20), {"prompt": "p", "completion": "half \ud83d"}])
+    [(reason, places)] = prepare([file], TOKENIZER).summary.dropped.items()
+    assert "lone surrogate" in reason and places == [f"{file}:21"]
+
+
 def test_no_row_left_is_an_error_with_the_counts(tmp_path):
     file = write(tmp_path / "a.jsonl", [{"prompt": "p", "completion": ""}] * 20)
     with pytest.raises(DataError, match=r"no training row can be trained on:\n  20 rows: empty answer .*a.jsonl:1"):

@@ -83,6 +83,12 @@ def test_broken_files(tmp_path, name, content, message):
         read([str(tmp_path / name)])
 
 
+def test_a_cell_may_be_a_long_document(tmp_path):
+    (tmp_path / "a.csv").write_text("text\n" + "word " * 50_000)
+    [record] = read([str(tmp_path / "a.csv")])
+    assert len(record.value["text"]) == 250_000
+
+
 def test_hub_ids_go_to_datasets(monkeypatch):
     import datasets
 

@@ -7,13 +7,14 @@ import pytest
 import torch
 from tiny_models import tiny_model
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from transformers import PreTrainedTokenizerFast, TrainerCallback
+from transformers import PreTrainedTokenizerFast, T5Config, T5ForConditionalGeneration, TrainerCallback
 
-from lorafit.errors import RunError
+from lorafit.errors import MissingExtraError, ModelError, RunError
 from lorafit.lora import disabled
 from lorafit.recipe import load_recipe
 from lorafit.train import Run, train
 from lorafit.train.callbacks import ShowProgress
+from lorafit.train.trainer import LoraTrainer
 
 
 def byte_tokenizer() -> PreTrainedTokenizerFast:
@@ -168,9 +169,39 @@ def test_resume_refuses_other_rows(base, rows, tmp_path, monkeypatch):
     assert part.run.record["state"] == "interrupted"
 
 
-def test_an_error_is_recorded(base, rows, tmp_path):
+def test_an_error_before_the_first_save_leaves_the_folder_free(base, rows, tmp_path):
     broken = recipe(base("llama"), rows, tmp_path / "run", "lora.target_modules=[no_such_layer]")
     with pytest.raises(ValueError, match="no_such_layer"):
         train(broken, on_notice=lambda line: None)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_later_error_is_recorded(base, rows, tmp_path, monkeypatch):
+    def fail(self, *args, **kwargs):
+        raise RunError("the held-out rows are gone")
+
+    monkeypatch.setattr(LoraTrainer, "evaluate", fail)
+    with pytest.raises(RunError, match="are gone"):
+        train(recipe(base("llama"), rows, tmp_path / "run", "train.save_steps=1", "train.eval_steps=2"))
     record = Run.open(tmp_path / "run").record
-    assert record["state"] == "failed" and "no_such_layer" in record["error"]
+    assert record["state"] == "failed" and "are gone" in record["error"]
+
+
+def test_a_tracker_that_is_not_installed_is_said_at_once(base, rows, tmp_path, monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(MissingExtraError, match=r"train\.report_to: trackio not installed: pip install trackio"):
+        train(recipe(base("llama"), rows, tmp_path / "run", "train.report_to=[trackio]"))
+
+
+def test_a_row_longer_than_the_model_reads_is_an_error_that_says_the_limit(base, rows, tmp_path):
+    rows.write_text("".join(json.dumps({"prompt": str(n), "completion": "a" * 300}) + "\n" for n in range(20)))
+    with pytest.raises(ModelError, match=r"reads 256 tokens.*data\.max_length to at most 256"):
+        train(recipe(base("gpt2"), rows, tmp_path / "run"))
+
+
+def test_a_model_that_is_no_causal_one_is_an_error(rows, tmp_path):
+    config = T5Config(vocab_size=259, d_model=16, d_kv=8, d_ff=16, num_layers=1, num_heads=2, decoder_start_token_id=0)
+    T5ForConditionalGeneration(config).save_pretrained(tmp_path / "t5")
+    byte_tokenizer().save_pretrained(tmp_path / "t5")
+    with pytest.raises(ModelError, match="causal language models only"):
+        train(recipe(tmp_path / "t5", rows, tmp_path / "run"))

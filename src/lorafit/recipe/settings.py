@@ -71,8 +71,8 @@ class ModelSettings(Settings):
     )
     dtype: Dtype = Field(
         default="auto",
-        description="Type of the frozen weights: bf16, fp32 or fp16; auto is bf16 where the processor or GPU "
-        "multiplies it fast, else fp32. The adapter and the optimizer are always fp32.",
+        description="Type of the frozen weights: bf16, fp32 or fp16 (no loss scaling, small gradients vanish); auto is "
+        "bf16 where the processor or GPU multiplies it fast, else fp32. The adapter and the optimizer are always fp32.",
     )
     device: Literal["auto", "cpu", "cuda", "mps"] = Field(
         default="auto",
@@ -107,7 +107,7 @@ class DataSettings(Settings):
     )
     max_length: int = Field(
         default=2048,
-        ge=2,
+        ge=16,
         description="Longest row, in tokens; a longer one loses the start of its prompt, and is counted.",
     )
     train_on: Literal["responses", "all"] = Field(

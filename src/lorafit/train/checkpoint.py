@@ -132,7 +132,7 @@ def step_of(directory: Path) -> int:
 
 def checkpoints_in(directory: Path) -> list[Path]:
     """The checkpoints of a folder, oldest first."""
-    return sorted(directory.glob("checkpoint-*"), key=step_of)
+    return sorted((path for path in directory.glob("checkpoint-*") if path.name[11:].isdigit()), key=step_of)
 
 
 def problems_of(directory: Path) -> Iterator[str]:

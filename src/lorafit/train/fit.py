@@ -1,6 +1,7 @@
 """The whole training: rows, model, adapter, trainer, run directory."""
 
 import hashlib
+import importlib.util
 import time
 import traceback
 from collections.abc import Callable
@@ -14,7 +15,7 @@ from datasets import Dataset
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
 from lorafit.data import Prepared, Template, prepare
-from lorafit.errors import ModelError, RunError
+from lorafit.errors import MissingExtraError, ModelError, RunError
 from lorafit.evaluate.generate import context_length
 from lorafit.lora import LoraConfig, attach, count_parameters, restore_adapter
 from lorafit.models import ResolvedModel, load_model, load_tokenizer, resolve
@@ -81,6 +82,7 @@ def train(
     """
     progress = ShowProgress()
     notice = on_notice or progress.print
+    _check_trackers(recipe)
     run, reference = _existing(recipe) if resume else (None, recipe.model.name)
     resolved = resolve(reference, revision=recipe.model.revision, on_message=notice)
     if resolved.notice:
@@ -103,7 +105,10 @@ def train(
         run.update(state="interrupted", error="stopped at once")
         raise
     except Exception as error:
-        run.update(state="failed", error="".join(traceback.format_exception_only(error)).strip())
+        if resume or run.has_saved:
+            run.update(state="failed", error="".join(traceback.format_exception_only(error)).strip())
+        else:
+            run.discard()  # nothing was trained: the corrected command may use the same folder
         if isinstance(error, torch.OutOfMemoryError):
             raise RunError(
                 f"the device's memory does not suffice. Start again with train.token_budget below "
@@ -152,8 +157,8 @@ class _Fit:
         )
         if model.config.is_encoder_decoder or not model.can_generate():
             raise ModelError(
-                f"{self.resolved.reference} is a {type(model).__name__}; lorafit trains causal language models, such as "
-                "demo:gemma-3-270m"
+                f"{self.resolved.reference} is a {type(model).__name__}; lorafit trains causal language models only: "
+                "give one, such as demo:gemma-3-270m"
             )
         context, limit = context_length(model), self.recipe.data.max_length
         if context is not None and context < limit:
@@ -174,7 +179,7 @@ class _Fit:
                 self.notice(f"Going on from step {step_of(checkpoint)}.")
                 return checkpoint
             self.notice(f"{checkpoint} is damaged ({'; '.join(problems)}); trying the one before.")
-        self.notice("No checkpoint was saved yet: starting at the first step.")
+        self.notice("No whole checkpoint is there: starting at the first step.")
         return None
 
     def trainer(self, model: PreTrainedModel, stop: StopOnSignal) -> LoraTrainer:
@@ -231,6 +236,13 @@ class _Fit:
         if interrupted:
             self.notice(f"Stopped after step {state.global_step} of {state.max_steps}, saved. Go on with:")
             self.notice(f"  {self.run.resume_command}")
+
+
+def _check_trackers(recipe: Recipe) -> None:
+    missing = [name for name in recipe.train.report_to if importlib.util.find_spec(name) is None]
+    if missing:
+        names = " ".join(missing)
+        raise MissingExtraError(f"train.report_to: {names} not installed: pip install {names}, or leave it out")
 
 
 def _prepare(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> Prepared:

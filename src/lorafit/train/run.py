@@ -125,6 +125,18 @@ class Run:
         """Set keys of `run.json`."""
         self._write_record({**self.record, **changes, "updated": _now()})
 
+    @property
+    def has_saved(self) -> bool:
+        """Whether an adapter or a checkpoint is there."""
+        return self.adapter.exists() or self.checkpoints.exists()
+
+    def discard(self) -> None:
+        """Remove the files of a run that never saved anything, and its directory if nothing else is in it."""
+        for name in ("recipe.yaml", "run.json", "metrics.jsonl"):
+            (self.directory / name).unlink(missing_ok=True)
+        if not any(self.directory.iterdir()):
+            self.directory.rmdir()
+
     def _write_record(self, record: Mapping[str, Any]) -> None:
         write_atomically(self.directory / "run.json", json.dumps(record, indent=2, ensure_ascii=False, allow_nan=False))
 
