@@ -11,8 +11,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lorafit.data import Template
 from lorafit.errors import DataError
-from lorafit.evaluate.generate import Sampling, context_length, stream
+from lorafit.evaluate.generate import Sampling, stream
 from lorafit.lora import disabled
+from lorafit.models import context_length
 from lorafit.train.run import Run
 
 

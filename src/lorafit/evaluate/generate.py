@@ -38,11 +38,6 @@ def evaluating(model: PreTrainedModel) -> Iterator[None]:
         model.train(was_training)
 
 
-def context_length(model: PreTrainedModel) -> int | None:
-    """The most tokens the model reads, prompt and answer together; None where its config sets no limit."""
-    return getattr(model.config.get_text_config(), "max_position_embeddings", None)
-
-
 def generate(
     model: PreTrainedModel,
     prompts: Sequence[Sequence[int]],

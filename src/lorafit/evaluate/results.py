@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Any
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lorafit.evaluate.compare import Comparison, Measured, compare, measured_to_dict
-from lorafit.evaluate.generate import context_length
 from lorafit.evaluate.loss import TokenRows
 from lorafit.evaluate.prompts import sample_prompts
 from lorafit.evaluate.samples import Sample, sample_answers
 from lorafit.evaluate.verdict import Verdict, verdict
+from lorafit.models import context_length
 from lorafit.train.run import write_atomically
 
 if TYPE_CHECKING:

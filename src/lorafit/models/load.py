@@ -90,6 +90,11 @@ def load_model(
     return model.eval()
 
 
+def context_length(model: "PreTrainedModel") -> int | None:
+    """The most tokens the model reads, prompt and answer together; None where its config sets no limit."""
+    return getattr(model.config.get_text_config(), "max_position_embeddings", None)
+
+
 def pick_device(device: "str | torch.device | None" = None) -> "torch.device":
     """The device meant: the given one, or the first of CUDA, MPS and CPU that this machine has.
 

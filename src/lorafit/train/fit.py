@@ -16,9 +16,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
 from lorafit.data import Prepared, Template, prepare
 from lorafit.errors import MissingExtraError, ModelError, RunError
-from lorafit.evaluate.generate import context_length
 from lorafit.lora import LoraConfig, attach, count_parameters, restore_adapter
-from lorafit.models import ResolvedModel, load_model, load_tokenizer, resolve
+from lorafit.models import ResolvedModel, context_length, load_model, load_tokenizer, resolve
 from lorafit.recipe import Recipe
 from lorafit.train.attention import attention_by_document
 from lorafit.train.batches import Document
