@@ -100,7 +100,10 @@ def test_fields_of_peft_that_change_nothing_are_read_past(saved):
     change_config(
         saved, megatron_core="megatron.core", loftq_config={}, corda_config=None, peft_version="0.99", use_dora=False
     )
-    load_adapter(make("llama"), saved)
+    load_adapter(model := make("llama"), saved)
+    attach(reference := make("llama"), CONFIG)
+    restore_adapter(reference, saved)
+    assert torch.equal(output(model, batch("llama")), output(reference, batch("llama")))
 
 
 @pytest.mark.parametrize("name", ["adapter_config.json", "adapter_model.safetensors"])
@@ -169,6 +172,7 @@ WRONG = [
 def test_values_of_any_type_are_read_or_refused(saved, field):
     text = (saved / "adapter_config.json").read_text()
     model = make("llama")
+    shapes = {key: value.shape for key, value in model.state_dict().items()}
     for value in WRONG:
         change_config(saved, **{"layers_to_transform": [0, 1], field: value})
         try:
@@ -176,6 +180,7 @@ def test_values_of_any_type_are_read_or_refused(saved, field):
             unload(model)
         except AdapterFileError:
             pass
+        assert {key: value.shape for key, value in model.state_dict().items()} == shapes
         (saved / "adapter_config.json").write_text(text)
 
 

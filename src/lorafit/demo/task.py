@@ -8,11 +8,11 @@ in training.
 
 import json
 import os
-import tempfile
 from pathlib import Path
 from typing import Any
 
 from ..errors import ConfigError
+from ..train.run import write_atomically
 from .emails import HELD_OUT, TRAINING, write_rows
 
 TRAIN_ROWS = 288
@@ -82,7 +82,5 @@ def write_demo_data(
 
 def _write_jsonl(path: Path, rows: list[dict[str, str]]) -> Path:
     text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-    with tempfile.NamedTemporaryFile(dir=path.parent, prefix=path.name, delete=False) as file:
-        file.write(text.encode())
-    os.replace(file.name, path)
+    write_atomically(path, text)
     return path

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 import torch
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase, TextStreamer
 
+from lorafit.train.loss import evaluating
+
 
 @dataclass(frozen=True)
 class Sampling:
@@ -24,18 +26,6 @@ class Sampling:
 
 
 GREEDY = Sampling()
-
-
-@contextmanager
-def evaluating(model: PreTrainedModel) -> Iterator[None]:
-    """No dropout and no gradients inside; afterwards the model is in the mode it was in."""
-    was_training = model.training
-    model.eval()
-    try:
-        with torch.no_grad():
-            yield
-    finally:
-        model.train(was_training)
 
 
 def generate(

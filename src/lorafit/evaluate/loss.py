@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from transformers import PreTrainedModel
 
 from lorafit.errors import ModelError
-from lorafit.evaluate.generate import evaluating
+from lorafit.train.loss import evaluating
 
 IGNORED = -100  # transformers' label of a token that carries no loss
 TOKENS_A_BATCH = 4096  # tokens a forward pass, padding included

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from lorafit.data import Prepared, Template, prepare
+from lorafit.data import Prepared, Template
+from lorafit.train.rows import prepare_rows
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -27,15 +28,4 @@ def held_out_rows(
     Returns:
         What `prepare` gives; `held_out` and `held_out_rows` are the rows to evaluate on.
     """
-    data = recipe.data
-    return prepare(
-        files or data.train_files,
-        tokenizer,
-        validation_files=files or data.validation_files,
-        validation_share=data.validation_share,
-        seed=recipe.train.seed,
-        max_length=data.max_length,
-        format=data.format,
-        train_on=data.train_on,
-        chat_template=template.source,
-    )
+    return prepare_rows(recipe, tokenizer, chat_template=template.source, files=files)

@@ -13,12 +13,12 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from lorafit.errors import ModelError
-from lorafit.evaluate.generate import evaluating
 from lorafit.evaluate.results import read_samples
 from lorafit.export import Exported
 from lorafit.lora import merge_and_unload
 from lorafit.models import resolve
 from lorafit.models.quiet import quiet_transformers
+from lorafit.train.loss import evaluating
 from lorafit.train.run import Run
 
 if TYPE_CHECKING:

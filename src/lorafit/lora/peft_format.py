@@ -77,7 +77,7 @@ def save_adapter(
     *,
     state_dict: dict[str, Tensor] | None = None,
 ) -> None:
-    """Write one adapter, and nothing of the base model, so that PEFT (and vLLM, ...) can load it.
+    """Write one adapter, and nothing of the base model, so that PEFT can load it.
 
     Args:
         model: A model with adapters.

@@ -14,7 +14,7 @@ import torch
 from datasets import Dataset
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
-from lorafit.data import Prepared, Template, prepare
+from lorafit.data import Prepared, Template
 from lorafit.errors import MissingExtraError, ModelError, RunError
 from lorafit.lora import LoraConfig, attach, count_parameters, restore_adapter
 from lorafit.models import ResolvedModel, context_length, load_model, load_tokenizer, resolve
@@ -26,6 +26,7 @@ from lorafit.train.checkpoint import checkpoints_in, problems_of, step_of
 from lorafit.train.loss import LabelLoss, choose_packing
 from lorafit.train.memory import peak_memory_bytes
 from lorafit.train.norms import lean_norms
+from lorafit.train.rows import prepare_rows
 from lorafit.train.run import Run, free_directory
 from lorafit.train.trainer import LoraTrainer
 
@@ -87,7 +88,7 @@ def train(
     if resolved.notice:
         notice(resolved.notice)
     tokenizer = load_tokenizer(resolved, trust_remote_code=recipe.model.trust_remote_code)
-    prepared = _prepare(recipe, tokenizer)
+    prepared = prepare_rows(recipe, tokenizer)
     on_summary(prepared.summary)
     rows = {"rows_sha256": fingerprint(prepared.train), "summary": prepared.summary.to_dict()}
     if run is None:
@@ -242,21 +243,6 @@ def _check_trackers(recipe: Recipe) -> None:
     if missing:
         names = " ".join(missing)
         raise MissingExtraError(f"train.report_to: {names} not installed: pip install {names}, or leave it out")
-
-
-def _prepare(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> Prepared:
-    settings = recipe.data
-    return prepare(
-        settings.train_files,
-        tokenizer,
-        validation_files=settings.validation_files,
-        validation_share=settings.validation_share,
-        seed=recipe.train.seed,
-        max_length=settings.max_length,
-        format=settings.format,
-        train_on=settings.train_on,
-        chat_template=settings.chat_template,
-    )
 
 
 def _existing(recipe: Recipe) -> tuple[Run, str]:

@@ -25,7 +25,7 @@ REPORTED_VERSIONS = ("lorafit", "torch", "transformers", "accelerate", "datasets
 def write_atomically(path: Path, text: str) -> None:
     """Replace a file's text: a reader, or a crash, sees the old text or the new one, never a part."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    with temporary.open("w", encoding="utf-8") as file:
+    with temporary.open("w", encoding="utf-8", newline="\n") as file:
         file.write(text)
         file.flush()
         os.fsync(file.fileno())

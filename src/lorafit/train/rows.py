@@ -1,0 +1,37 @@
+"""A recipe's rows, read the same way for training and for evaluating: the held-out share must come out equal."""
+
+from collections.abc import Sequence
+
+from transformers import PreTrainedTokenizerBase
+
+from lorafit.data import Prepared, prepare
+from lorafit.recipe import Recipe
+
+
+def prepare_rows(
+    recipe: Recipe,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    chat_template: str | None = None,
+    files: Sequence[str] = (),
+) -> Prepared:
+    """What `prepare` gives for the recipe's `data` section.
+
+    Args:
+        recipe: the settings.
+        tokenizer: of the base model.
+        chat_template: in place of the recipe's: the one a finished run was trained with.
+        files: other rows, all of them held out.
+    """
+    data = recipe.data
+    return prepare(
+        files or data.train_files,
+        tokenizer,
+        validation_files=files or data.validation_files,
+        validation_share=data.validation_share,
+        seed=recipe.train.seed,
+        max_length=data.max_length,
+        format=data.format,
+        train_on=data.train_on,
+        chat_template=data.chat_template if chat_template is None else chat_template,
+    )
