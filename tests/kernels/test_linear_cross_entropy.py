@@ -18,17 +18,17 @@ def head(rows, width, vocabulary, dtype, seed=0, bias=True):
 @given(
     rows=st.integers(1, 17),
     vocabulary=st.integers(2, 40),
-    chunk=st.integers(1, 20),
+    block=st.tuples(st.integers(1, 20), st.integers(1, 50)),
     scale=st.sampled_from([1.0, 0.0625, 2.5]),
     softcap=st.sampled_from([None, 3.0, 30.0]),
     bias=st.booleans(),
     seed=st.integers(0, 1000),
 )
-def test_loss_and_gradient_equal_autograd_through_whole_logits(rows, vocabulary, chunk, scale, softcap, bias, seed):
+def test_loss_and_gradient_equal_autograd_through_whole_logits(rows, vocabulary, block, scale, softcap, bias, seed):
     hidden, weight, targets, offset = head(rows, 8, vocabulary, torch.float64, seed, bias)
     upstream = torch.randn(rows, dtype=torch.float64)  # every row has a gradient of its own
 
-    ours = linear_cross_entropy(hidden, weight, targets, offset, scale=scale, softcap=softcap, rows_a_chunk=chunk)
+    ours = linear_cross_entropy(hidden, weight, targets, offset, scale=scale, softcap=softcap, block=block)
     (our_gradient,) = torch.autograd.grad((ours * upstream).sum(), hidden)
     plain = linear_cross_entropy_reference(hidden, weight, targets, offset, scale=scale, softcap=softcap)
     (plain_gradient,) = torch.autograd.grad((plain * upstream).sum(), hidden)
@@ -40,7 +40,7 @@ def test_loss_and_gradient_equal_autograd_through_whole_logits(rows, vocabulary,
 def test_gradcheck():
     hidden, weight, targets, bias = head(5, 4, 7, torch.float64)
     assert torch.autograd.gradcheck(
-        lambda h: linear_cross_entropy(h, weight, targets, bias, scale=0.5, softcap=2.0, rows_a_chunk=2), (hidden,)
+        lambda h: linear_cross_entropy(h, weight, targets, bias, scale=0.5, softcap=2.0, block=(2, 3)), (hidden,)
     )
 
 
@@ -61,3 +61,41 @@ def test_large_logits_stay_finite(magnitude):
     losses = linear_cross_entropy(hidden * magnitude, weight, targets)
     losses.sum().backward()
     assert losses.isfinite().all() and hidden.grad is not None and hidden.grad.isfinite().all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
+def test_logits_that_rise_from_block_to_block_are_summed_exactly(dtype):
+    # the last entries lie 36 nats above the first, in steps beyond and below the head-room of a block's reference
+    rise = torch.tensor([0, 3, 7, 9, 20, 21, 36, 36]).repeat_interleave(5).to(dtype)
+    hidden, weight, targets, _ = head(6, 16, 40, dtype, bias=False)
+    losses = linear_cross_entropy(hidden, weight * 0.2, targets, rise, block=(4, 5))
+    losses.sum().backward()
+    exact_hidden = hidden.detach().double().requires_grad_()
+    exact = linear_cross_entropy_reference(exact_hidden, (weight * 0.2).double(), targets, rise.double())
+    exact.sum().backward()
+    tolerance = {torch.float64: 1e-12, torch.float32: 1e-5, torch.bfloat16: 5e-2, torch.float16: 5e-3}[dtype]
+    assert hidden.grad is not None and exact_hidden.grad is not None
+    assert (losses - exact).norm() < tolerance * exact.norm()
+    assert (hidden.grad - exact_hidden.grad).norm() < tolerance * exact_hidden.grad.norm()
+
+
+def test_no_rows_give_no_losses():
+    hidden, weight, targets, _ = head(0, 4, 6, torch.float32, bias=False)
+    losses = linear_cross_entropy(hidden, weight, targets)
+    losses.sum().backward()
+    assert losses.shape == (0,) and hidden.grad is not None and hidden.grad.shape == (0, 4)
+
+
+def test_a_logit_that_is_not_a_number_shows_in_the_loss():
+    hidden, weight, targets, _ = head(3, 4, 6, torch.float32, bias=False)
+    weight[5, 0] = torch.nan
+    assert linear_cross_entropy(hidden, weight, targets, block=(3, 2)).isnan().all()
+
+
+def test_logits_are_never_whole(monkeypatch):
+    sizes = []
+    mm = torch.mm
+    monkeypatch.setattr(torch, "mm", lambda *a, out: sizes.append(out.numel()) or mm(*a, out=out))
+    hidden, weight, targets, _ = head(100, 4, 50_000, torch.float32, bias=False)
+    linear_cross_entropy(hidden, weight, targets)
+    assert max(sizes) <= 2**20 < 100 * 50_000

@@ -1,18 +1,24 @@
 """Cross entropy of a frozen linear head, whose logits are never whole.
 
-Loss and gradient of a row need only that row's logits, so rows go through in chunks and the gradient with respect to
-the hidden states is made in the forward (the idea of
-Liger's fused kernel, arXiv 2410.10989): 4 V d FLOPs a row, where recomputing the logits in the backward takes 6 V d.
+As in flash attention (arXiv 2205.14135), the vocabulary goes by in blocks that stay in the processor's cache: a block
+of logits is made, its exponentials are summed and, times the block of the head, added to the gradient of the hidden
+states at once. Nothing of it is kept, and nothing is computed again in the backward: 4 V d FLOPs a row, where
+recomputing the logits takes 6 V d. Exponentials are taken relative to a running reference; a row whose logits rise
+far above its reference gets a new one, and its sums are scaled.
 """
 
+import math
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-LOGITS_A_CHUNK = 2**26  # float32 logits alive at once: 256 MB
-ROWS_A_CHUNK = (16, 1024)  # fewer rows starve the matrix product, more only cost memory
+CACHED_LOGITS = 2**20  # of a block on the CPU: 4 MB in float32, a part of a shared cache
+DEVICE_LOGITS = 2**26  # of a block on a device, where few large products win: 256 MB in float32
+FEWEST_COLUMNS = 256  # of the vocabulary in a block; fewer starve the matrix product
+MOST_ROWS = 4096  # at once
+HEADROOM = 8.0  # nats a logit may exceed its row's reference: e^8 keeps float16's range
 
 
 def linear_cross_entropy(
@@ -23,7 +29,7 @@ def linear_cross_entropy(
     *,
     scale: float = 1.0,
     softcap: float | None = None,
-    rows_a_chunk: int | None = None,
+    block: tuple[int, int] | None = None,
 ) -> Tensor:
     """Cross entropy of each row, `-log softmax(cap(scale * (h W' + b)))[target]`, with `cap(z) = c tanh(z / c)`.
 
@@ -36,15 +42,16 @@ def linear_cross_entropy(
         bias: the head's bias, (vocabulary,).
         scale: factor of the logits (Cohere's `logit_scale`, the inverse of Granite's `logits_scaling`).
         softcap: c in nats (Gemma 2's `final_logit_softcapping`); None for no cap.
-        rows_a_chunk: rows whose logits exist at once; None lets the vocabulary decide.
+        block: rows and vocabulary entries whose logits exist at once; None lets sizes and device decide.
 
     Returns:
         Losses in nats, (rows,), float32 (softmax statistics are float32 in every dtype; float64 stays float64).
     """
-    if rows_a_chunk is None:
-        fewest, most = ROWS_A_CHUNK
-        rows_a_chunk = min(max(LOGITS_A_CHUNK // weight.shape[0], fewest), most)
-    return _LinearCrossEntropy.apply(hidden, weight, targets, bias, scale, softcap, rows_a_chunk)  # type: ignore[return-value]
+    if block is None:
+        rows = max(1, min(len(hidden), MOST_ROWS))
+        logits = CACHED_LOGITS if hidden.device.type == "cpu" else DEVICE_LOGITS
+        block = rows, max(logits // rows // 64 * 64, FEWEST_COLUMNS)
+    return _LinearCrossEntropy.apply(hidden, weight, targets, bias, scale, softcap, block)  # type: ignore[return-value]
 
 
 def linear_cross_entropy_reference(
@@ -57,44 +64,92 @@ def linear_cross_entropy_reference(
     softcap: float | None = None,
 ) -> Tensor:
     """The same by autograd, with all logits at once."""
-    return F.cross_entropy(_logits(hidden, weight, bias, scale, softcap), targets, reduction="none")
+    logits = F.linear(hidden, weight, bias) * scale  # in the model's dtype, as transformers does
+    logits = logits.to(_statistics_dtype(hidden))
+    if softcap is not None:
+        logits = torch.tanh(logits / softcap) * softcap
+    return F.cross_entropy(logits, targets, reduction="none")
 
 
-def _logits(hidden: Tensor, weight: Tensor, bias: Tensor | None, scale: float, softcap: float | None) -> Tensor:
-    logits = F.linear(hidden, weight, bias)
-    if scale != 1:
-        logits = logits * scale  # in the model's dtype, as transformers does
-    logits = logits if logits.dtype == torch.float64 else logits.float()
-    return logits if softcap is None else torch.tanh(logits / softcap) * softcap
+def _statistics_dtype(hidden: Tensor) -> torch.dtype:
+    return torch.promote_types(hidden.dtype, torch.float32)
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, hidden, weight, targets, bias, scale, softcap, rows_a_chunk) -> Tensor:
-        gradient = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
-        dtype = torch.promote_types(hidden.dtype, torch.float32)
-        losses = torch.empty(len(hidden), dtype=dtype, device=hidden.device)
-        for start in range(0, len(hidden), rows_a_chunk):
-            rows = slice(start, start + rows_a_chunk)
-            target = targets[rows, None]
-            z = _logits(hidden[rows], weight, bias, scale, softcap)  # (chunk, V)
-            slope = None if softcap is None or gradient is None else 1 - (z / softcap).square_()  # cap' = 1 - tanh^2
-            largest, wanted = z.amax(dim=1, keepdim=True), z.gather(1, target)
-            z.sub_(largest).exp_()  # in place from here: one chunk of logits is all there is
-            total = z.sum(dim=1, keepdim=True)
-            losses[rows] = (total.log() + largest - wanted)[:, 0]
-            if gradient is not None:
-                z.div_(total).scatter_add_(1, target, torch.full_like(wanted, -1))  # d loss / d z = softmax(z) - onehot
-                if slope is not None:
-                    z *= slope
-                torch.mm(z.to(weight.dtype), weight, out=gradient[rows])
-        if gradient is not None:
-            ctx.save_for_backward(gradient.mul_(scale))
-        return losses
+    def forward(ctx: Any, hidden, weight, targets, bias, scale, softcap, block) -> Tensor:
+        rows, columns = block
+        head = _Head(weight, bias, scale, softcap, columns, with_gradient=ctx.needs_input_grad[0])
+        parts = [head(h, t) for h, t in zip(hidden.split(rows), targets.split(rows), strict=True)]
+        losses, gradients = zip(*parts, strict=True) if parts else ([hidden.new_empty(0)], [hidden])
+        if ctx.needs_input_grad[0]:
+            ctx.save_for_backward(torch.cat(gradients))
+        return torch.cat(losses)
 
     @staticmethod
+    @torch.autograd.function.once_differentiable
     def backward(ctx: Any, *output_gradients: Any):
         (gradient,) = ctx.saved_tensors
         (losses_gradient,) = output_gradients  # (rows,)
         hidden_gradient = (gradient * losses_gradient[:, None]).to(gradient.dtype)
         return hidden_gradient, None, None, None, None, None, None
+
+
+class _Head:
+    """Losses of some rows, and their gradient with respect to the hidden states, block by block of the vocabulary."""
+
+    def __init__(self, weight, bias, scale: float, softcap: float | None, columns: int, *, with_gradient: bool) -> None:
+        self.weight, self.bias, self.scale, self.softcap = weight, bias, scale, softcap
+        self.columns, self.with_gradient = columns, with_gradient
+
+    def __call__(self, hidden: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        """(rows, d) and (rows,) to losses (rows,) and gradient (rows, d), empty where none is asked for."""
+        statistics = {"dtype": _statistics_dtype(hidden), "device": hidden.device}
+        reference = torch.full(targets.shape, torch.finfo(statistics["dtype"]).min / 2, **statistics)
+        total, wanted = torch.zeros_like(reference), torch.zeros_like(reference)  # sum of exp(z - reference), z[target]
+        gradient = torch.zeros(hidden.shape if self.with_gradient else (0,), **statistics)
+        buffer = hidden.new_empty(min(self.columns, len(self.weight)), len(hidden))
+        for start in range(0, len(self.weight), self.columns):
+            part = self.weight[start : start + self.columns]  # (columns, d)
+            z, slope = self.logits(part, start, hidden, buffer[: len(part)])  # (columns, rows): this way is the faster
+            inside = targets - start
+            found = z.gather(0, inside.clamp(0, len(part) - 1)[None])[0]
+            wanted = torch.where((inside >= 0) & (inside < len(part)), found, wanted)
+            largest = z.amax(0)
+            risen = largest > reference + HEADROOM
+            if z.device.type != "cpu" or risen.any():  # elsewhere asking would wait for the device
+                higher = torch.where(risen, largest, reference)
+                shrink = (reference - higher).exp()
+                reference, total = higher, total.mul_(shrink)
+                if self.with_gradient:
+                    gradient.mul_(shrink[:, None])
+            e = z.sub_(reference).exp_()
+            total += e.sum(0)
+            if self.with_gradient:
+                e = e if slope is None else e.mul_(slope)
+                if e.dtype == part.dtype:
+                    gradient.addmm_(e.T, part)
+                else:
+                    gradient += e.to(part.dtype).T @ part
+        losses = total.log() + reference - wanted
+        if self.with_gradient:  # d loss / d z = (softmax(z) - onehot) cap'(z)
+            at_target = 1 if self.softcap is None else 1 - (wanted / self.softcap).square()[:, None]
+            gradient = gradient.div_(total[:, None]).sub_(self.weight[targets] * at_target).mul_(self.scale)
+        return losses, gradient.to(hidden.dtype)
+
+    def logits(self, part: Tensor, start: int, hidden: Tensor, out: Tensor) -> tuple[Tensor, Tensor | None]:
+        """`cap(scale * (h W' + b))` of a block, (columns, rows), and the cap's slope where the gradient needs it."""
+        z = torch.mm(part, hidden.T, out=out)
+        if self.bias is not None:
+            z += self.bias[start : start + len(part), None]
+        if self.scale != 1:
+            z *= self.scale  # in the model's dtype, as transformers does
+        z = z.to(_statistics_dtype(hidden))
+        if self.softcap is None:
+            return z, None
+        z.div_(self.softcap).tanh_()
+        slope = 1 - z.square() if self.with_gradient else None  # d cap(z) / dz = 1 - tanh^2
+        return z.mul_(self.softcap), slope
+
+
+assert math.exp(HEADROOM) < torch.finfo(torch.float16).max
