@@ -1,70 +1,211 @@
-"""A frozen linear layer and its LoRA update as one operation.
+"""A frozen linear layer and the LoRA updates of its active adapters as one operation.
+
+With A (R, in) the adapters' A below each other, R the sum of their ranks, and B (out, R) their B side by side, each
+times its scaling:
+
+    y  = x W' + b + h B'     h  = x A'
+    dx = dy W + dh A         dh = dy B
+    dA = dh' x               dB = dy' h        db = sum of dy over the rows
 
 Autograd by itself would keep or make several output-sized tensors a layer. This keeps x, once and as it came (layers
-that share x share it), and the r-wide `h = x A'`; both products add in place. The gradients are, with `s` the scaling:
+that share x share it), and the R-wide h; the updates add in place. A and B are multiplied in the base's dtype; their
+gradients are summed in float32 inside one such product, rounded once by it, and accumulate in A's and B's own dtype.
 
-    y  = x W' + b + s h B'          dB = s dy' h      dh = s dy B
-    dA = dh' x                      dx = dy W + dh A
+An adapter with dropout sees `m x / keep` for x. Its mask m is not kept but made again in the backward, from a seed that
+torch's default (CPU) generator drew in the forward: runs repeat and resume to the bit, and activation checkpointing,
+which sets that generator back, makes the same mask again. `1 / keep` goes into the scaling.
+
+Products with an R-wide matrix are made so that the long side of it is contiguous. Measured (1,003 rows, 2,048 outputs,
+r=8, one core): dB takes 0.7 ms as `(h' dy)'` and 11.6 as `dy' h`; dh takes 1.1 ms with B held as (R, out) and 2.7 as
+(out, R); two adapters of rank 8 take 0.6 times as long stacked as one after the other.
 """
 
-from typing import Any
+import itertools
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+_LEVELS = 2**16  # 16 random bits decide an element of a mask: five times as fast on a CPU as `bernoulli_`
 
-def lora_linear(x: Tensor, weight: Tensor, bias: Tensor | None, A: Tensor, B: Tensor, scaling: float) -> Tensor:
-    """`x W' + b + scaling * (x A') B'`, differentiable with respect to x, A and B.
 
-    Args:
-        x: (..., in), of the weight's dtype.
-        weight: Frozen, (out, in), contiguous or the transpose of a contiguous matrix.
-        bias: Frozen, (out,), or None.
-        A: (r, in), of any float dtype: it is multiplied in x's dtype and gets its gradient in its own.
+class Adapter(NamedTuple):
+    """One LoRA update of a linear layer: `scaling * B A dropout(x)`.
+
+    Attributes:
+        A: (r, in), of any float dtype: multiplied in x's dtype, its gradient comes in its own.
         B: (out, r), likewise.
         scaling: Factor on the update.
+        dropout: Probability in [0, 1) that an element of x is dropped, precise to 1/65,536; 0 outside of training.
+    """
+
+    A: Tensor
+    B: Tensor
+    scaling: float
+    dropout: float = 0.0
+
+
+class Mask(NamedTuple):
+    """A dropout mask, held as what it is made from."""
+
+    kept: int  # of 65,536
+    seed: int
+
+    @property
+    def scale(self) -> float:
+        """What keeps the expected value: 1 / (probability that an element is kept)."""
+        return _LEVELS / self.kept
+
+    def draw(self, shape: Sequence[int], device: torch.device) -> Tensor:
+        """The mask, boolean, True where an element is kept: at every call on the same kind of device the same."""
+        count = math.prod(shape)
+        generator = torch.Generator(device).manual_seed(self.seed)
+        words = torch.empty(-(-count // 4), dtype=torch.int64, device=device)
+        bits = words.random_(-(2**63), None, generator=generator).view(torch.int16)[:count]
+        return (bits < self.kept - _LEVELS // 2).view(*shape)
+
+
+def draw_masks(dropouts: Iterable[float]) -> list[Mask | None]:
+    """A new mask for every dropout probability but 0; each takes one draw of torch's default generator."""
+    masks: list[Mask | None] = []
+    for dropout in dropouts:
+        kept = max(1, round((1 - dropout) * _LEVELS))
+        masks.append(Mask(kept, int(torch.randint(2**62, (), device="cpu"))) if kept < _LEVELS else None)
+    return masks
+
+
+def lora_linear(x: Tensor, weight: Tensor, bias: Tensor | None, adapters: Sequence[Adapter]) -> Tensor:
+    """`x W' + b + sum of scaling * B A dropout(x)`, differentiable in x, b and every A and B, more than once too.
+
+    Args:
+        x: (..., in), of the weight's dtype; under autocast of any, all is cast to autocast's.
+        weight: Frozen, (out, in), contiguous or the transpose of a contiguous matrix.
+        bias: (out,), or None.
+        adapters: One or more, of any ranks.
 
     Returns:
-        (..., out), of x's dtype.
+        (..., out), of x's dtype, or autocast's.
     """
-    return _LoraLinear.apply(x, weight, bias, A, B, scaling)  # type: ignore[return-value]
+    masks = draw_masks(adapter.dropout for adapter in adapters)
+    factors = [adapter.scaling * (mask.scale if mask else 1) for adapter, mask in zip(adapters, masks, strict=True)]
+    matrices = [adapter.A for adapter in adapters] + [adapter.B for adapter in adapters]
+    dtype = torch.get_autocast_dtype(x.device.type) if autocasts(x) else x.dtype
+    return _LoraLinear.apply(x, weight, bias, dtype, factors, masks, *matrices)  # type: ignore[return-value]
 
 
 def lora_linear_reference(
-    x: Tensor, weight: Tensor, bias: Tensor | None, A: Tensor, B: Tensor, scaling: float
+    x: Tensor, weight: Tensor, bias: Tensor | None, adapters: Sequence[Adapter], masks: Sequence[Mask | None]
 ) -> Tensor:
-    """The same by autograd."""
-    return F.linear(x, weight, bias) + F.linear(F.linear(x, A.to(x.dtype)), B.to(x.dtype)) * scaling
+    """The same by autograd, adapter by adapter, for given masks."""
+    y = F.linear(x, weight, bias)
+    for adapter, mask in zip(adapters, masks, strict=True):
+        seen = x if mask is None else x * mask.draw(x.shape, x.device) * mask.scale
+        y = y + F.linear(F.linear(seen, adapter.A.to(x.dtype)), adapter.B.to(x.dtype)) * adapter.scaling
+    return y
 
 
 class _LoraLinear(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x, weight, bias, A, B, scaling) -> Tensor:
-        h = F.linear(x, A.to(x.dtype))
-        y = F.linear(x, weight, bias)
-        rows(y).addmm_(rows(h), B.to(x.dtype).T, alpha=scaling)
-        ctx.save_for_backward(x, weight, A, B, h)
-        ctx.scaling = scaling
-        return y
+    def forward(ctx: Any, x, weight, bias, dtype, factors, masks, *matrices) -> Tensor:
+        A, B, ranks = _stack(matrices, factors, dtype)
+        flat = rows(x).to(dtype)
+        h = _narrow(flat, A, ranks, masks)  # (rows, R)
+        y = F.linear(flat, weight.to(dtype), None if bias is None else bias.to(dtype)).addmm_(h, B)
+        trained = ctx.needs_input_grad[-len(matrices) :]
+        trains_B = any(trained[len(ranks) :])
+        ctx.save_for_backward(x if any(trained) else None, weight, bias, h if trains_B else None, *matrices)
+        ctx.options = (dtype, factors, masks, x.shape, x.dtype)
+        return y.view(*x.shape[:-1], y.shape[-1])
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
     def backward(ctx: Any, *output_gradients: Any):
-        x, weight, A, B, h = ctx.saved_tensors
-        (dy,) = output_gradients
-        needs_x, _, _, needs_A, needs_B, _ = ctx.needs_input_grad
-        dx = dA = dB = None
-        dy = rows(dy)
-        if needs_B:
-            dB = (dy.T @ rows(h) * ctx.scaling).to(B.dtype)
-        if needs_x or needs_A:
-            dh = dy @ (B * ctx.scaling).to(x.dtype)
-            if needs_A:
-                dA = (dh.T @ rows(x)).to(A.dtype)
-            if needs_x:
-                dx = (dy @ weight).addmm_(dh, A.to(x.dtype)).view(x.shape)
-        return dx, None, None, dA, dB, None
+        x, weight, bias, h, *matrices = ctx.saved_tensors
+        dtype, factors, masks, shape, dtype_of_x = ctx.options
+        needs_x, _, needs_bias, _, _, _, *trained = ctx.needs_input_grad
+        dy = rows(output_gradients[0])
+        with _without_autocast(dy.device):
+            A, B, ranks = _stack(matrices, factors, dtype)
+            flat = None if x is None else rows(x).to(dtype)
+            if (
+                h is not None and flat is not None and torch.is_grad_enabled()
+            ):  # to be differentiated again, h must know x and A
+                h = _narrow(flat, A, ranks, masks)
+            dx = dy @ weight.to(dtype) if needs_x else None
+            dA = _narrow_backward(F.linear(dy, B), A, ranks, masks, flat if any(trained[: len(ranks)]) else None, dx)
+            dB = [] if h is None else (h.T @ dy).split(ranks)
+            db = dy.sum(0).to(bias.dtype) if needs_bias else None
+            dx = None if dx is None else dx.to(dtype_of_x).view(shape)
+        return dx, None, db, None, None, None, *_unstack(dA, dB, matrices, factors)
+
+
+def _stack(matrices: Sequence[Tensor], factors: list[float], dtype: torch.dtype) -> tuple[Tensor, Tensor, list[int]]:
+    """A (R, in) and B times its factors, transposed and contiguous (R, out), both in `dtype`; the ranks."""
+    As, Bs = matrices[: len(factors)], matrices[len(factors) :]
+    A = torch.cat([A.to(dtype) for A in As]) if len(As) > 1 else As[0].to(dtype)
+    B = torch.cat([(B.T * factor).to(dtype) for B, factor in zip(Bs, factors, strict=True)])
+    return A, B, [len(A) for A in As]
+
+
+def _unstack(
+    dA: Sequence[Tensor], dB: Sequence[Tensor], matrices: Sequence[Tensor], factors: list[float]
+) -> Iterator[Tensor | None]:
+    """Gradients of every A, then of every B, in the dtypes and (contiguous) layouts of the matrices themselves."""
+    count = len(factors)
+    for gradient, A in itertools.zip_longest(dA, matrices[:count]):
+        yield None if gradient is None else gradient.to(A.dtype)
+    for gradient, B, factor in itertools.zip_longest(dB, matrices[count:], factors):
+        yield None if gradient is None else (gradient.to(B.dtype) * factor).T.contiguous()
+
+
+def _blocks(ranks: list[int], masks: list[Mask | None], like: Tensor) -> Iterator[tuple[slice, Tensor | None]]:
+    """Columns of h whose adapters share an input, and that input's mask: all columns, unless some adapter drops."""
+    if not any(masks):
+        yield slice(0, sum(ranks)), None
+        return
+    for mask, rank, end in zip(masks, ranks, itertools.accumulate(ranks), strict=True):
+        yield slice(end - rank, end), mask.draw(like.shape, like.device) if mask else None
+
+
+def _narrow(x: Tensor, A: Tensor, ranks: list[int], masks: list[Mask | None]) -> Tensor:
+    """`h = (m x) A'`, (rows, R)."""
+    h = [F.linear(_kept(x, mask), A[part]) for part, mask in _blocks(ranks, masks, x)]
+    return torch.cat(h, 1) if len(h) > 1 else h[0]
+
+
+def _narrow_backward(
+    dh: Tensor, A: Tensor, ranks: list[int], masks: list[Mask | None], x: Tensor | None, dx: Tensor | None
+) -> Sequence[Tensor]:
+    """Adds `m (dh A)` to dx in place, and returns `dh' (m x)` for every adapter; whichever of x and dx is given."""
+    given = x if x is not None else dx
+    dA: list[Tensor] = []
+    for part, mask in _blocks(ranks, masks, given) if given is not None else ():
+        if x is not None:
+            dA.append(dh[:, part].T @ _kept(x, mask))
+        if dx is not None and mask is None:
+            dx.addmm_(dh[:, part], A[part])
+        elif dx is not None:
+            dx.add_(_kept(dh[:, part] @ A[part], mask))
+    return torch.cat(dA).split(ranks) if dA else []
+
+
+def _kept(x: Tensor, mask: Tensor | None) -> Tensor:
+    return x if mask is None else x * mask
+
+
+def autocasts(x: Tensor) -> bool:
+    """Whether autocast would cast x: it is on for x's device, and leaves float64 alone."""
+    device = x.device.type
+    return torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device) and x.dtype != torch.float64
+
+
+def _without_autocast(device: torch.device) -> AbstractContextManager[object]:
+    """The backward casts by itself: it may be called where autocast is on though the forward was not, or reversed."""
+    available = torch.amp.is_autocast_available(device.type)
+    return torch.autocast(device.type, enabled=False) if available else nullcontext()
 
 
 def rows(x: Tensor) -> Tensor:

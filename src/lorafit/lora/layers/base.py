@@ -28,6 +28,8 @@ class LoraLayer(Graft, nn.Module):
     KEY_A = "lora_A.weight"  # names in PEFT's files
     KEY_B = "lora_B.weight"
 
+    lora_one_operation = True  # where the layer's kind has one; see `lora.plain`
+
     lora_A: nn.ParameterDict
     lora_B: nn.ParameterDict
     lora_scaling: dict[str, float]

@@ -5,7 +5,7 @@ import torch.nn as nn
 import torch.nn.functional as F
 from torch import Tensor
 
-from lorafit.kernels.lora_linear import lora_linear
+from lorafit.kernels.lora_linear import Adapter, autocasts, lora_linear
 from lorafit.lora.layers.base import LoraLayer
 
 
@@ -29,18 +29,27 @@ class Layer(LoraLayer):
         """`h = W0 x + scaling * B A dropout(x)`: as one operation where it can be, else term by term."""
         if not self.is_one_operation(x):
             return super().forward(x, *args, **kwargs)
-        (name,) = self.lora_active
         weight, bias = self.weight_and_bias()
-        return lora_linear(x, weight, bias, self.lora_A[name], self.lora_B[name], self.lora_scaling[name])
+        return lora_linear(x, weight, bias, [self.active_adapter(name) for name in self.lora_active])
+
+    def active_adapter(self, name: str) -> Adapter:
+        """The operands of one adapter's update; dropout is 0 outside of training."""
+        dropout = self.lora_dropout[name] if self.training else 0.0
+        return Adapter(self.lora_A[name], self.lora_B[name], self.lora_scaling[name], dropout)
 
     def is_one_operation(self, x: Tensor) -> bool:
-        """Whether one adapter is active, without dropout, over a frozen dense weight that is multiplied as it is."""
-        if len(self.lora_active) != 1 or self.lora_merged is not None or torch.is_autocast_enabled(x.device.type):
+        """Whether adapters are active over a frozen dense weight that is multiplied as it is, in x's dtype.
+
+        Compiled code drops by the plain forward: its random numbers are the compiler's own.
+        """
+        if not self.lora_one_operation or self.lora_merged is not None or not self.lora_active:
             return False
-        weight, bias = self.weight_and_bias()
-        frozen = not weight.requires_grad and (bias is None or not bias.requires_grad)
-        drops = self.training and self.lora_dropout[self.lora_active[0]] > 0
-        return self.has_plain_forward and frozen and not drops and x.dtype == weight.dtype
+        drops = self.training and any(self.lora_dropout[name] > 0 for name in self.lora_active)
+        if drops and torch.compiler.is_compiling():
+            return False
+        weight, _ = self.weight_and_bias()
+        same = x.dtype == weight.dtype or autocasts(x)
+        return self.has_plain_forward and not weight.requires_grad and same
 
     @property
     def has_plain_forward(self) -> bool:
