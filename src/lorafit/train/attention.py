@@ -5,13 +5,13 @@ from contextlib import contextmanager
 from typing import Any
 
 from torch import Tensor, nn
-from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
+from transformers import AttentionInterface, PreTrainedModel
 
 from lorafit.kernels.document_attention import document_attention
 
 NAME = "lorafit_documents"
-LAYER_TYPES = {"full_attention", "sliding_attention"}  # what a causal mask and a window say completely
-HARMLESS = {"position_ids", "cache_position", "use_cache", "output_attentions", "is_causal"}
+LAYER_TYPES = {"full_attention", "sliding_attention"}  # what causality and a window say completely
+HARMLESS = {"position_ids", "cache_position", "use_cache", "output_attentions", "deterministic"}
 
 
 class AttentionNotSupported(Exception):
@@ -19,15 +19,15 @@ class AttentionNotSupported(Exception):
 
 
 def can_attend_by_document(model: PreTrainedModel) -> bool:
-    """Whether the config describes plain causal or sliding attention on the CPU.
+    """Whether the config describes plain attention: causal or not, all of a document or a window of it.
 
-    On other devices transformers' own kernels are used. What a config does not tell is found by the first step's trial
-    (`loss.packing_is_exact`).
+    Relative position biases (DeBERTa, T5, MPNet) do not go through transformers' attention interface. What a config
+    does not tell, the attention itself refuses (`AttentionNotSupported`) or the trial on the first rows finds
+    (`fast.choose_fast_path`).
     """
-    config = model.config.get_text_config()
-    types = set(config.to_dict().get("layer_types") or ())
-    known = types <= LAYER_TYPES and not config.to_dict().get("use_bidirectional_attention")
-    return model.device.type == "cpu" and known and model._can_set_attn_implementation()
+    config = model.config.get_text_config().to_dict()
+    known = set(config.get("layer_types") or ()) <= LAYER_TYPES and not config.get("use_bidirectional_attention")
+    return known and model._can_set_attn_implementation()
 
 
 @contextmanager
@@ -50,32 +50,46 @@ def _attend(
     *,
     scaling: float | None = None,
     dropout: float = 0.0,
+    is_causal: bool | None = None,
     sliding_window: int | None = None,
     softcap: float | None = None,
     document_lengths: tuple[int, ...] | None = None,
+    shared_prefix: int = 0,
     **others: Any,
 ) -> tuple[Tensor, None]:
     """Transformers' attention signature: (1, heads, tokens, d) to (1, tokens, heads, d)."""
-    unknown = [name for name, value in others.items() if value is not None and name not in HARMLESS]
-    if document_lengths is None or unknown or attention_mask is not None:
-        what = ", ".join(unknown) or ("a mask" if attention_mask is not None else "no document_lengths")
-        raise AttentionNotSupported(f"{type(module).__name__} attends with {what}")
+    # as transformers' own functions read it: a module that says nothing is causal
+    causal = bool(getattr(module, "is_causal", True) if is_causal is None else is_causal)
+    asked = [name for name, value in others.items() if value is not None and name not in HARMLESS]
+    if attention_mask is not None:
+        asked.append("a mask")
+    if document_lengths is None:
+        asked.append("no document_lengths")
+    elif not (query.shape[2] == key.shape[2] == shared_prefix + sum(document_lengths)) or len(query) != 1:
+        tokens = shared_prefix + sum(document_lengths)
+        asked.append(f"queries {tuple(query.shape)} on keys {tuple(key.shape)} for {tokens} tokens")
+    if sliding_window is not None and not causal and sliding_window != _own_config(module).sliding_window + 1:
+        asked.append(f"a window of {sliding_window} to both sides, another than its mask's")  # `abs(i - j) <= window`
+    if asked or document_lengths is None:
+        raise AttentionNotSupported(f"{type(module).__name__} attends with {', '.join(asked)}")
     output = document_attention(
         query,
         key,
         value,
         document_lengths,
         scaling=query.shape[-1] ** -0.5 if scaling is None else scaling,
+        causal=causal,
         window=sliding_window,
         softcap=softcap,
         dropout=dropout,
+        prefix=shared_prefix,
     )
     return output, None
 
 
-def _no_mask(*args: Any, **kwargs: Any) -> Tensor | None:
-    return None
+def _own_config(module: Any) -> Any:
+    return module.config
 
 
+# no mask function is registered under the name: transformers then makes no mask at all
 AttentionInterface.register(NAME, _attend)
-AttentionMaskInterface.register(NAME, _no_mask)
