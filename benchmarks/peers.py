@@ -21,6 +21,7 @@ import time
 from pathlib import Path
 
 SYSTEMS = ("lorafit", "transformers-peft", "trl", "trl-packed")
+AS_IT_COMES = "transformers-peft-bf16"  # in the checkpoint's own dtype, which transformers 5 loads by default
 RANK, ALPHA, LEARNING_RATE, ROWS_A_STEP = 8, 16, 2e-4, 16
 
 
@@ -30,9 +31,9 @@ def main() -> None:
     parser.add_argument("--data", help="instruction rows, in any format that lorafit reads")
     parser.add_argument("--rows", type=int, default=32, help="rows trained by each system, once")
     parser.add_argument("--rounds", type=int, default=2)
-    parser.add_argument("--systems", nargs="+", default=SYSTEMS, choices=SYSTEMS)
+    parser.add_argument("--systems", nargs="+", default=SYSTEMS, choices=[*SYSTEMS, AS_IT_COMES])
     parser.add_argument("--output", type=Path, default=Path(__file__).parent / "results" / "peers.json")
-    parser.add_argument("--worker", choices=[*SYSTEMS, "prepare", "peak"], help=argparse.SUPPRESS)
+    parser.add_argument("--worker", choices=[*SYSTEMS, AS_IT_COMES, "prepare", "peak"], help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.worker:
@@ -132,7 +133,9 @@ def run_worker(arguments) -> None:
         figures = {"gflops": matrix_peak(arguments.model)}
     else:
         rows = json.loads((arguments.folder / "rows.json").read_text())
-        train = {"lorafit": lorafit, "transformers-peft": transformers_peft}.get(arguments.worker, trl)
+        train = {"lorafit": lorafit, "transformers-peft": transformers_peft, AS_IT_COMES: transformers_peft}.get(
+            arguments.worker, trl
+        )
         seconds, loss = train(arguments, rows)
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
         figures = {"seconds": seconds, "loss": loss, "peak_bytes": peak}
@@ -158,10 +161,10 @@ def prepare_rows(arguments) -> dict:
     return {"rows": len(rows), "tokens": tokens, "labels": labels, "gflop_per_token": gflop, "dtype": str(model.dtype)}
 
 
-def load(name: str):
+def load(name: str, dtype: str = "auto"):
     from lorafit.models import load_model, resolve
 
-    return load_model(resolve(name))
+    return load_model(resolve(name), dtype=dtype)
 
 
 def matrix_peak(name: str) -> float:
@@ -185,6 +188,7 @@ def lorafit(arguments, rows) -> tuple[float, float]:
 
     from lorafit import LoraConfig, attach
     from lorafit.recipe import TrainSettings
+    from lorafit.train.fast import choose_fast_path
     from lorafit.train.loss import LabelLoss
     from lorafit.train.trainer import LoraTrainer
 
@@ -193,10 +197,21 @@ def lorafit(arguments, rows) -> tuple[float, float]:
     settings = TrainSettings(
         per_device_train_batch_size=ROWS_A_STEP, num_train_epochs=1, learning_rate=LEARNING_RATE, save_steps=10_000
     )
-    data = Dataset.from_list(rows)
-    folder = arguments.folder / "lorafit"
-    trainer = LoraTrainer(model, settings, train=data, held_out=None, checkpoints=folder, loss=LabelLoss(model))
-    return timed(trainer)
+    loss = LabelLoss(model)
+    start = time.perf_counter()
+    fast = choose_fast_path(loss, [loss.document(row) for row in rows[:4]])
+    trainer = LoraTrainer(
+        model,
+        settings,
+        train=Dataset.from_list(rows),
+        held_out=None,
+        checkpoints=arguments.folder / "lorafit",
+        loss=loss,
+        packed=fast.packed,
+        share_prefix=fast.prefix,
+    )
+    with fast.on(loss):
+        return timed(trainer, start)
 
 
 def transformers_peft(arguments, rows) -> tuple[float, float]:
@@ -208,9 +223,10 @@ def transformers_peft(arguments, rows) -> tuple[float, float]:
 
     tokenizer = load_tokenizer(resolve(arguments.model))
     config = peft.LoraConfig(r=RANK, lora_alpha=ALPHA, target_modules="all-linear", task_type="CAUSAL_LM")
+    model = load(arguments.model, "bf16" if arguments.worker == AS_IT_COMES else "auto")
     return timed(
         Trainer(
-            model=peft.get_peft_model(load(arguments.model), config),
+            model=peft.get_peft_model(model, config),
             args=TrainingArguments(**common(arguments)),
             train_dataset=Dataset.from_list(rows),
             data_collator=DataCollatorForSeq2Seq(tokenizer, padding=True),
@@ -257,9 +273,9 @@ def common(arguments) -> dict:
     }
 
 
-def timed(trainer) -> tuple[float, float]:
-    """Seconds of the whole training, and the last loss."""
-    start = time.perf_counter()
+def timed(trainer, start: float | None = None) -> tuple[float, float]:
+    """Seconds of the whole training (from `start`, if something of it began then), and the last loss."""
+    start = time.perf_counter() if start is None else start
     trainer.train()
     losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
     return time.perf_counter() - start, losses[-1]

@@ -63,3 +63,28 @@ def test_shuffle_depends_on_seed_and_epoch_only():
     assert epoch(0) == epoch(0) and epoch(0) != epoch(1) and epoch(0) != epoch(0, seed=43)
     assert [len(step) for step in epoch(3)] == [4, 4, 2] and len(ShuffledSteps(10, 4, 0)) == 3
     assert sorted(index for step in epoch(3) for index in step) == list(range(10))
+
+
+def test_a_pack_lays_down_once_what_its_documents_begin_with():
+    documents = [Document([1, 2, 3, 7, 8], [-100, -100, -100, -100, 9]), Document([1, 2, 3, 6], [-100, -100, 6, 4])]
+    batch = pack(documents, share_prefix=True)
+    assert batch.shared_prefix == 2  # the third token predicts a label of the second document
+    assert batch.input_ids.tolist() == [[1, 2, 3, 7, 8, 3, 6]]
+    assert batch.position_ids is not None and batch.position_ids.tolist() == [[0, 1, 2, 3, 4, 2, 3]]
+    assert batch.document_lengths == (3, 2)
+    assert batch.labelled.tolist() == [[0, 0, 0], [4, 5, 6]] and batch.targets.tolist() == [9, 6, 4]
+
+
+def test_nothing_is_shared_where_it_saves_next_to_nothing_or_documents_differ():
+    long = [Document([1, 5 + i, *range(3, 98)], [-100] * 96 + [7]) for i in range(3)]
+    assert pack(long, share_prefix=True).shared_prefix == 0  # 2 of 291 tokens
+    assert pack(long[:1], share_prefix=True).shared_prefix == 0
+    assert pack([Document([1, 2], [-100, 3]), Document([2, 2], [-100, 3])], share_prefix=True).shared_prefix == 0
+
+
+def test_the_budget_counts_a_shared_beginning_once():
+    start = list(range(20, 70))
+    rows = [{"input_ids": [*start, 5, 6 + i, 3], "labels": [*[-100] * 52, 3]} for i in range(6)]
+    assert len(StepCollator(64, 16)(rows)["micro_batches"]) == 6
+    (shared,) = StepCollator(64, 16, share_prefix=True)(rows)["micro_batches"]
+    assert shared.shared_prefix == 51 and shared.document_lengths == (1,) * 6 and shared.input_ids.shape == (1, 57)

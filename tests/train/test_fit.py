@@ -62,7 +62,7 @@ def test_a_run_from_rows_to_a_model_that_loads_again(base, rows, tmp_path):
 
     record = Run.open(tmp_path / "run").record
     figures = record["figures"]
-    assert record["state"] == "finished" and record["packed"] and record["seed"] == 42
+    assert record["state"] == "finished" and record["seed"] == 42 and all(record["fast"].values())
     assert figures["steps"] == figures["total_steps"] == 12 and figures["epochs"] == 3
     assert figures["tokens"] == 3 * sum(map(len, trained.prepared.train["input_ids"]))
     assert figures["tokens_per_second"] == pytest.approx(figures["tokens"] / figures["seconds"])
@@ -83,11 +83,23 @@ def test_a_run_from_rows_to_a_model_that_loads_again(base, rows, tmp_path):
             assert not torch.allclose(model(ids).logits, kept, atol=1e-3)
 
 
+def test_fast_off_is_transformers_own_computation_and_learns_the_same(base, rows, tmp_path):
+    off, on = (
+        train(
+            recipe(base("llama"), rows, tmp_path / word, f"train.fast={word}", max_steps=4), on_notice=lambda line: None
+        )
+        for word in ("off", "on")
+    )
+    assert not any(off.run.record["fast"].values()) and all(on.run.record["fast"].values())
+    losses = [[row["loss"] for row in run.run.metrics() if "loss" in row] for run in (off, on)]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+
+
 def test_the_best_adapter_is_what_a_run_leaves(base, rows, tmp_path):
     noise = random.Random(0)  # nothing to learn but the rows themselves: the held-out loss rises
     noisy = [{"prompt": str(n), "completion": "".join(noise.choices("abcdefgh", k=12))} for n in range(40)]
     rows.write_text("\n".join(map(json.dumps, noisy)))
-    sets = ["train.learning_rate=0.05", "train.num_train_epochs=20.0", "train.early_stopping_patience=2"]
+    sets = ["train.learning_rate=0.02", "train.num_train_epochs=20.0", "train.early_stopping_patience=2"]
     trained = train(recipe(base("llama"), rows, tmp_path / "run", *sets), on_notice=lambda line: None)
     figures = trained.run.record["figures"]
     assert figures["best_step"] < figures["steps"]
@@ -100,10 +112,9 @@ def test_the_best_adapter_is_what_a_run_leaves(base, rows, tmp_path):
 def test_a_model_that_mixes_positions_is_padded_with_one_line(base, rows, tmp_path):
     lines = []
     trained = train(recipe(base("lfm2"), rows, tmp_path / "run", max_steps=3), on_notice=lines.append)
-    assert len(lines) == 1 and lines[0].startswith(
-        "Lfm2ForCausalLM mixes documents that share a row: batches are padded"
-    )
-    assert trained.run.record["packed"] is False
+    assert lines[-1].startswith("Lfm2ForCausalLM mixes documents that share a row: batches are padded")
+    fast = {"packed": False, "attention": False, "prefix": False, "head": True, "norms": True, "update": True}
+    assert trained.run.record["fast"] == fast
     losses = [row["loss"] for row in trained.run.metrics() if "loss" in row]
     assert len(losses) == 3
 

@@ -6,14 +6,12 @@ import torch
 from tiny_models import CONFIGS, padded, random_rows, tiny_model
 from torch import nn
 from transformers import PreTrainedModel
-from transformers.models.llama.modeling_llama import LlamaAttention
 
-from lorafit.train.attention import AttentionNotSupported, attention_by_document
-from lorafit.train.batches import Document, StepCollator
-from lorafit.train.loss import LabelLoss, choose_packing, packing_is_exact, recognize_head
+from lorafit.train.attention import attention_by_document
+from lorafit.train.batches import StepCollator
+from lorafit.train.loss import LabelLoss, recognize_head
 
 PACKED = ["gpt2", "llama", "qwen3", "gemma2", "gemma3", "cohere", "granite"]
-NOT_PACKED = ["mamba", "lfm2", "opt", "bloom"]  # state space, convolution, a mask without positions, no positions
 
 
 def trainable_gradients(model: PreTrainedModel) -> dict[str, torch.Tensor]:
@@ -66,6 +64,28 @@ def test_any_split_gives_the_gradient_of_plain_transformers(kind):
             torch.testing.assert_close(gradient, expected[name], rtol=1e-5, atol=1e-5 * scale, msg=f"{split} {name}")
 
 
+@pytest.mark.parametrize("kind", PACKED)
+def test_documents_that_begin_alike_give_the_gradient_of_each_alone(kind):
+    model = tiny_model(kind)
+    train_matrices(model)
+    start = [5, 9, 11, 6, 20, 33, 8, 15, 4]  # longer than a sliding window of 7
+    rows = [
+        {"input_ids": start + row["input_ids"], "labels": [-100] * len(start) + row["labels"]} for row in random_rows(7)
+    ]
+    own = model(**padded(rows), use_cache=False).loss
+    own.backward()
+    expected = trainable_gradients(model)
+
+    for budget in (10_000, 60):
+        collator = StepCollator(budget, 16, share_prefix=True)
+        assert max(batch.shared_prefix for batch in collator(rows)["micro_batches"]) >= len(start)
+        total, gradients = step_gradients(model, rows, collator, by_document=True)
+        assert total == pytest.approx(own.item(), rel=1e-5)
+        for name, gradient in gradients.items():
+            scale = expected[name].abs().max().item()
+            torch.testing.assert_close(gradient, expected[name], rtol=1e-5, atol=1e-5 * scale)
+
+
 @pytest.mark.parametrize("kind", CONFIGS)
 def test_heads_are_recognized(kind):
     head = recognize_head(tiny_model(kind).requires_grad_(False))
@@ -114,43 +134,3 @@ def test_an_unrecognized_head_learns_exactly(whole_logits):
     for name, gradient in gradients.items():
         scale = expected[name].abs().max().item()
         torch.testing.assert_close(gradient, expected[name], rtol=1e-5, atol=1e-5 * scale)
-
-
-def documents(count=6):
-    return [Document.of(row) for row in random_rows(count, seed=5)]
-
-
-@pytest.mark.parametrize("kind", PACKED)
-def test_attention_models_pack(kind):
-    model = tiny_model(kind).train()
-    assert packing_is_exact(LabelLoss(model), documents())
-    assert model.training
-
-
-@pytest.mark.parametrize("kind", CONFIGS)
-def test_the_fastest_exact_way_is_chosen(kind):
-    model = tiny_model(kind)
-    loss = LabelLoss(model)
-    packs = [*PACKED, "opt"]  # OPT's mask ignores positions, but without it documents stay apart
-    assert choose_packing(loss, documents()) == loss.by_document == (kind in packs)
-    assert model.config._attn_implementation != "lorafit_documents"
-
-
-def test_attention_that_asks_for_more_is_refused_and_masked_instead(monkeypatch):
-    model = tiny_model("llama")
-    own = LlamaAttention.forward
-    monkeypatch.setattr(LlamaAttention, "forward", lambda self, *args, **kwargs: own(self, *args, **kwargs, s_aux=1.0))
-    loss = LabelLoss(model)
-    assert choose_packing(loss, documents()) and not loss.by_document
-    with attention_by_document(model), pytest.raises(AttentionNotSupported, match="LlamaAttention attends with s_aux"):
-        model(input_ids=torch.tensor([[1, 2]]), document_lengths=(2,))
-
-
-@pytest.mark.parametrize("kind", NOT_PACKED)
-def test_models_that_would_mix_documents_do_not_pack(kind):
-    assert not packing_is_exact(LabelLoss(tiny_model(kind)), documents())
-
-
-def test_a_single_document_is_checked_against_itself():
-    assert packing_is_exact(LabelLoss(tiny_model("llama")), documents(1))
-    assert not packing_is_exact(LabelLoss(tiny_model("lfm2")), documents(1))

@@ -1,3 +1,5 @@
+from importlib import import_module
+
 import pytest
 
 from lorafit.models import load_tokenizer, resolve
@@ -28,3 +30,12 @@ def test_settings_reach_the_rows(prepared):
 
 def test_other_files_are_held_out_whole(prepared, tiny_rows):
     assert len(prepared(files=[str(tiny_rows)]).held_out) == 48
+
+
+def test_rows_are_kept_unless_the_recipe_says_no(prepared, tmp_path, monkeypatch):
+    monkeypatch.setenv("LORAFIT_CACHE", str(tmp_path))
+    monkeypatch.setattr(import_module("lorafit.data.prepare"), "WORTH_KEEPING", 0)
+    first = prepared("data.cache=false")
+    assert not list(tmp_path.iterdir())
+    assert prepared().summary == first.summary
+    assert len(list((tmp_path / "rows").iterdir())) == 1

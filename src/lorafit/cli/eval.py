@@ -1,12 +1,17 @@
 """`lorafit eval`: base against tuned on held-out rows."""
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from lorafit.cli.options import JsonFlag, RunArgument
-from lorafit.cli.output import open_output
+from lorafit.cli.output import Output, open_output
 from lorafit.errors import RunError
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+    from lorafit.train import Run
 
 
 def eval(
@@ -17,39 +22,68 @@ def eval(
     ] = None,
     json: JsonFlag = False,
 ) -> None:
-    """Measure what a run gained: loss, perplexity and accuracy with intervals, and answers side by side.
+    """Measure what a run gained: loss, accuracy and the like with intervals, and answers side by side.
 
     The figures for the run's own held-out rows go into its eval.json and samples.jsonl.
     """
-    from lorafit.cli.show import show_evaluation
-    from lorafit.evaluate import evaluate, held_out_rows
     from lorafit.train import Run
-    from lorafit.train.fit import fingerprint
 
     with open_output(json) as out:
         opened = Run.open(run)
-        recipe = opened.recipe
-        model, tokenizer, template = opened.load_model()
-        prepared = held_out_rows(recipe, tokenizer, template, data or [])
-        if not data and fingerprint(prepared.train) != opened.record["data"]["rows_sha256"]:
-            raise RunError(
-                "the data is not what the run was trained on, so rows held out now may have been trained on then. "
-                "Restore the files, or give rows of their own with --data"
-            )
-        rows = prepared.held_out_rows
-        with out.progress("Base against tuned", 2 * (len(rows) + recipe.evaluate.samples)) as on_rows:
-            evaluation = evaluate(
-                model,
-                tokenizer,
-                template,
-                prepared.held_out,
-                rows,
-                settings=recipe.evaluate,
-                seed=recipe.train.seed,
-                history=[] if data else opened.metrics(),
-                on_rows=on_rows,
-            )
-        if not data:
-            evaluation.write(opened.directory)
-        show_evaluation(out.console, evaluation)
-        out.result({"run": str(run), **evaluation.to_dict()})
+        measure = _classification if opened.recipe.task == "classification" else _text
+        out.result({"run": str(run), **measure(opened, data or [], out)})
+
+
+def _classification(run: "Run", files: list[str], out: Output) -> dict[str, Any]:
+    from lorafit.cli.show import show_class_evaluation
+    from lorafit.cli.train import evaluate_classification
+    from lorafit.evaluate import held_out_classes
+
+    recipe = run.recipe
+    model, tokenizer, labels = run.load_classifier()
+    prepared = held_out_classes(recipe, tokenizer, labels, files)
+    _check_rows(run, files, prepared.train)
+    history = [] if files else run.metrics()
+    evaluation = evaluate_classification(model, prepared, recipe, out, history=history)
+    if not files:
+        evaluation.write(run.directory)
+    show_class_evaluation(out.console, evaluation, recipe.evaluate.samples)
+    return evaluation.to_dict()
+
+
+def _text(run: "Run", files: list[str], out: Output) -> dict[str, Any]:
+    from lorafit.cli.show import show_evaluation
+    from lorafit.evaluate import evaluate, held_out_rows
+
+    recipe = run.recipe
+    model, tokenizer, template = run.load_model()
+    prepared = held_out_rows(recipe, tokenizer, template, files)
+    _check_rows(run, files, prepared.train)
+    rows = prepared.held_out_rows
+    with out.progress("Base against tuned", 2 * (len(rows) + recipe.evaluate.samples)) as on_rows:
+        evaluation = evaluate(
+            model,
+            tokenizer,
+            template,
+            prepared.held_out,
+            rows,
+            settings=recipe.evaluate,
+            seed=recipe.train.seed,
+            history=[] if files else run.metrics(),
+            on_rows=on_rows,
+        )
+    if not files:
+        evaluation.write(run.directory)
+    show_evaluation(out.console, evaluation)
+    return evaluation.to_dict()
+
+
+def _check_rows(run: "Run", files: list[str], train: "Dataset") -> None:
+    """Refuse rows held out of other data than the run was trained on."""
+    from lorafit.train.fit import fingerprint
+
+    if not files and fingerprint(train) != run.record["data"]["rows_sha256"]:
+        raise RunError(
+            "the data is not what the run was trained on, so rows held out now may have been trained on then. "
+            "Restore the files, or give rows of their own with --data"
+        )

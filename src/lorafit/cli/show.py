@@ -10,9 +10,9 @@ from lorafit.cli.output import printable
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from lorafit.evaluate import Evaluation, Measured, Sample, Verdict
+    from lorafit.evaluate import ClassEvaluation, Evaluation, Measured, Sample, Verdict
 
-PERCENT = {"token_accuracy", "valid_json", "field_accuracy"}
+PERCENT = {"accuracy", "token_accuracy", "valid_json", "field_accuracy"}
 SMALLER_IS_BETTER = {"loss", "perplexity"}
 PROMPT_CHARACTERS = 400  # of a sample's prompt: its end is nearest to the answer
 
@@ -74,21 +74,36 @@ def show_evaluation(console: "Console", evaluation: "Evaluation") -> None:
     show_verdict(console, evaluation.verdict)
 
 
+def show_class_evaluation(console: "Console", evaluation: "ClassEvaluation", samples: int) -> None:
+    """All that the comparison of base and tuned classifier has to say."""
+    show_metrics(console, evaluation.metrics, f"{evaluation.rows} held-out rows")
+    console.print(
+        f"The base model's head is untrained: its accuracy is chance. Always answering {evaluation.majority!r} is "
+        f"right on {evaluation.majority_share:.1%}.",
+        markup=False,
+    )
+    show_samples(console, evaluation.shown(samples))
+    show_verdict(console, evaluation.verdict)
+
+
 def show_verdict(console: "Console", verdict: "Verdict") -> None:
     """The one sentence."""
     style = {"improved": "bold green", "no difference": "bold yellow"}.get(verdict.kind, "bold red")
     console.print(verdict.sentence, style=style, markup=False)
 
 
-def show_next(console: "Console", run: Path, data: Path | None = None) -> None:
+def show_next(console: "Console", run: Path, data: Path | None = None, *, writes_text: bool = True) -> None:
     """The commands that go on from here."""
     where = shlex.quote(str(run))
     rows = f" --data {shlex.quote(str(data))}" if data else ""
     console.print("\nGo on with", style="bold")
-    for command in (
-        f"lorafit chat {where}",
-        f"lorafit generate {where} --prompt '...'",
-        f"lorafit eval {where}{rows}",
-        f"lorafit export {where} --to merged --output-dir {where}-merged",
-    ):
+    commands = [f"lorafit eval {where}{rows}" if writes_text else f"lorafit eval {where} --data OTHER_ROWS"]
+    if writes_text:
+        commands = [
+            f"lorafit chat {where}",
+            f"lorafit generate {where} --prompt '...'",
+            *commands,
+            f"lorafit export {where} --to merged --output-dir {where}-merged",
+        ]
+    for command in commands:
         console.print(f"  {command}", markup=False, soft_wrap=True)

@@ -1,5 +1,6 @@
 """`lorafit train`: from rows to an adapter, and what it gained."""
 
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -10,6 +11,10 @@ from lorafit.cli.output import Output, open_output
 from lorafit.errors import ConfigError
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from lorafit.data import ClassSummary, Prepared, PreparedClasses
+    from lorafit.evaluate import ClassEvaluation
     from lorafit.recipe import Recipe
     from lorafit.train import Trained
 
@@ -73,12 +78,18 @@ def train(
 
 def run_training(recipe: "Recipe", out: Output, *, resume: bool = False) -> "Trained":
     """Train, showing the rows first."""
-    from lorafit.data import render
-    from lorafit.train import train as fit
+    from lorafit.collection import collection_paused
+
+    with collection_paused():  # most of the time to the first step is importing
+        from lorafit.data import Summary, render, render_classes
+        from lorafit.train import train as fit
+
+    def show(summary: "Summary | ClassSummary") -> None:
+        out.console.print(render(summary) if isinstance(summary, Summary) else render_classes(summary))
 
     for note in recipe.recipe_notes:
         out.console.print(note, style="dim", markup=False)
-    return fit(recipe, resume=resume, on_summary=lambda summary: out.console.print(render(summary)))
+    return fit(recipe, resume=resume, on_summary=show)
 
 
 def _recipe_to_resume(run: Path | None, output_dir: Path | None) -> "Recipe":
@@ -91,16 +102,57 @@ def _recipe_to_resume(run: Path | None, output_dir: Path | None) -> "Recipe":
 
 
 def _evaluate(trained: "Trained", out: Output) -> dict[str, Any]:
+    from lorafit.data import Prepared
+
+    prepared = trained.prepared
+    if isinstance(prepared, Prepared):
+        return _evaluate_text(trained, prepared, out)
+    from lorafit.cli.show import show_class_evaluation, show_next
+
+    run = trained.run
+    evaluation = evaluate_classification(trained.model, prepared, run.recipe, out, history=run.metrics())
+    evaluation.write(run.directory)
+    show_class_evaluation(out.console, evaluation, run.recipe.evaluate.samples)
+    show_next(out.console, run.directory, writes_text=False)
+    return evaluation.to_dict()
+
+
+def evaluate_classification(
+    model: "PreTrainedModel",
+    prepared: "PreparedClasses",
+    recipe: "Recipe",
+    out: Output,
+    *,
+    history: Iterable[Mapping[str, Any]] = (),
+) -> "ClassEvaluation":
+    """Base against tuned classifier, with a progress bar."""
+    from lorafit.evaluate import evaluate_classes
+
+    rows = prepared.held_out_rows
+    with out.progress("Base against tuned", 2 * len(rows)) as on_rows:
+        return evaluate_classes(
+            model,
+            prepared.held_out,
+            rows,
+            prepared.labels,
+            settings=recipe.evaluate,
+            seed=recipe.train.seed,
+            history=history,
+            on_rows=on_rows,
+        )
+
+
+def _evaluate_text(trained: "Trained", prepared: "Prepared", out: Output) -> dict[str, Any]:
     from lorafit.cli.show import show_evaluation, show_next
     from lorafit.evaluate import evaluate
 
-    run, settings, rows = trained.run, trained.run.recipe, trained.prepared.held_out_rows
+    run, settings, rows = trained.run, trained.run.recipe, prepared.held_out_rows
     with out.progress("Base against tuned", 2 * (len(rows) + settings.evaluate.samples)) as on_rows:
         evaluation = evaluate(
             trained.model,
             trained.tokenizer,
             trained.template,
-            trained.prepared.held_out,
+            prepared.held_out,
             rows,
             settings=settings.evaluate,
             seed=settings.train.seed,

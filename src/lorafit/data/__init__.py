@@ -1,8 +1,11 @@
 """Data: from files of examples to token ids and labels.
 
-`prepare` does it all; `Template` alone serves prompts at inference; `render` shows the summary.
+`prepare` does it all, for labelled texts `prepare_classification`; `Template` alone serves prompts at inference;
+`render` and `render_classes` show the summaries.
 """
 
+from lorafit.data.class_summary import ClassSummary, render_classes
+from lorafit.data.classification import ClassRow, PreparedClasses, prepare_classification
 from lorafit.data.formats import formats, normalize
 from lorafit.data.prepare import Prepared, prepare
 from lorafit.data.read import read
@@ -12,9 +15,12 @@ from lorafit.data.summary import Summary
 from lorafit.data.template import Encoded, Template
 
 __all__ = [
+    "ClassRow",
+    "ClassSummary",
     "Encoded",
     "Message",
     "Prepared",
+    "PreparedClasses",
     "Record",
     "Row",
     "Summary",
@@ -22,6 +28,8 @@ __all__ = [
     "formats",
     "normalize",
     "prepare",
+    "prepare_classification",
     "read",
     "render",
+    "render_classes",
 ]

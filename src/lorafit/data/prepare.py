@@ -1,8 +1,13 @@
 """Files in, tokens and labels out: everything between a path and the trainer."""
 
+import logging
+import uuid
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import chain
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import datasets
@@ -10,10 +15,14 @@ import numpy as np
 import pyarrow as pa
 from datasets.table import InMemoryTable
 
+from lorafit.collection import collection_paused
 from lorafit.data.formats import Normalized, normalize
-from lorafit.data.read import read
+from lorafit.data.key import rows_key
+from lorafit.data.prepared import SCHEMA, Prepared, token_dataset
+from lorafit.data.read import records
 from lorafit.data.rows import Row, drop_reason
 from lorafit.data.split import split
+from lorafit.data.store import Store
 from lorafit.data.summary import Summary, labelled_pieces, length_figures
 from lorafit.data.template import ALL, RESPONSES, Encoded, Template
 from lorafit.errors import DataError
@@ -25,36 +34,28 @@ BATCH = 1000
 """Rows tokenized together: enough for the tokenizer's threads, little memory."""
 SHORTEST = 16
 """The smallest max_length: below, not even a template's headers fit."""
+WORTH_KEEPING = 1 << 16
+"""Bytes of all files from which on reading rows back from the disk is faster than preparing them again."""
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Prepared:
-    """Data ready to train on.
+class _Block:
+    """Usable rows with their tokens as Arrow columns (a Python list of ints is nine times larger)."""
 
-    Attributes:
-        train: Columns `input_ids` and `labels` (lists of int32; -100 is not trained, labels are not shifted).
-        held_out: The same for the rows kept out of training.
-        held_out_rows: The rows of `held_out`, in its order.
-        template: What turned them into tokens; prompts go through it too.
-        summary: The figures to show before training.
-    """
+    rows: list[Row]
+    tokens: pa.Table
+    lengths: np.ndarray
+    trained: np.ndarray
+    cut: np.ndarray
+    answer_cut: np.ndarray
 
-    train: datasets.Dataset
-    held_out: datasets.Dataset
-    held_out_rows: list[Row]
-    template: Template
-    summary: Summary
-
-
-@dataclass(frozen=True)
-class _Kept:
-    """A usable row as small arrays (a Python list of ints is nine times larger)."""
-
-    row: Row
-    input_ids: np.ndarray
-    labels: np.ndarray
-    cut: int
-    answer_cut: int
+    def only(self, chosen: np.ndarray) -> "_Block":
+        """The rows where a mask is true."""
+        columns = (self.lengths, self.trained, self.cut, self.answer_cut)
+        rows = [row for row, keep in zip(self.rows, chosen, strict=True) if keep]
+        return _Block(rows, self.tokens.filter(pa.array(chosen)), *(column[chosen] for column in columns))
 
 
 def prepare(
@@ -68,6 +69,8 @@ def prepare(
     format: str | None = None,
     train_on: str = RESPONSES,
     chat_template: str | None = None,
+    cache: bool = False,
+    on_message: Callable[[str], None] = _log.warning,
 ) -> Prepared:
     """Reads, recognizes, renders, masks, cuts and splits training data.
 
@@ -81,44 +84,63 @@ def prepare(
         format: A format's name; None recognizes each row.
         train_on: "responses" (all assistant turns) or "all". Plain text is always trained whole.
         chat_template: Jinja text or the path of a file with it, instead of the tokenizer's.
+        cache: Keep the result on disk and take it from there where nothing it depends on has changed. Never for
+            small files (64 KiB together), datasets of the hub and tokenizers in Python.
+        on_message: Takes a line about the kept rows: where they are, or that they are damaged.
 
     Raises:
         DataError: Files are missing or broken, formats unknown, a setting impossible, or no usable row is left.
     """
     _check(validation_share, max_length, train_on)
-    read_rows = normalize(read(files), format)
-    validation = normalize(read(validation_files), format) if validation_files else Normalized()
     template = Template(tokenizer, chat_template)
+    paths = [Path(name).expanduser() for name in (*files, *validation_files)]
+    stamps = _stamps(paths) if cache else None
+    store = None
+    if stamps is not None and sum(size for size, _ in stamps) >= WORTH_KEEPING:
+        settings = {"share": validation_share, "seed": seed, "length": max_length, "format": format, "on": train_on}
+        key = rows_key(paths[: len(files)], paths[len(files) :], template, settings)
+        store = Store(key, [str(path) for path in paths], template, on_message) if key else None
+    if store is not None and (kept := store.load()) is not None:
+        return kept
+    with collection_paused():
+        rows = normalize(records(files), format)
+        validation = normalize(records(validation_files), format) if validation_files else None
+    prepared = _prepare(rows, validation, template, validation_share, seed, max_length, train_on)
+    # files that changed while they were read are not what the key says
+    return store.save(prepared) if store is not None and _stamps(paths) == stamps else prepared
+
+
+def _prepare(
+    rows: Normalized,
+    validation: Normalized | None,
+    template: Template,
+    validation_share: float,
+    seed: int,
+    max_length: int,
+    train_on: str,
+) -> Prepared:
     dropped: dict[str, list[str]] = defaultdict(list)
-    kept = _encode(read_rows.rows, template, max_length, train_on, dropped)
-    _require(kept, "training", dropped)
-    if validation_files:
-        train, held_out = kept, _encode(validation.rows, template, max_length, train_on, dropped)
+    train = _encode(rows.rows, template, max_length, train_on, dropped)
+    _require(train, "training", dropped)
+    if validation is not None:
+        held_out = _encode(validation.rows, template, max_length, train_on, dropped)
         _require(held_out, "validation", dropped)
     else:
-        chosen = split([k.row for k in kept], validation_share, seed)
-        train, held_out = ([kept[i] for i in side] for side in chosen)
-    both = Normalized(
-        read_rows.rows + validation.rows,
-        read_rows.formats + validation.formats,
-        read_rows.unused_columns + validation.unused_columns,
+        train, held_out = _divide(train, validation_share, seed)
+    return Prepared(
+        _dataset(train),
+        _dataset(held_out),
+        [row for block in held_out for row in block.rows],
+        template,
+        _summarize(rows, validation or Normalized(), template, train, held_out, max_length, dropped),
     )
-    identities = [row.identity for row in read_rows.rows]
-    known = set(identities)
-    summary = Summary(
-        rows=len(read_rows.rows),
-        train_rows=len(train),
-        held_out_rows=len(held_out),
-        duplicates=len(identities) - len(known),
-        leaked=sum(row.identity in known for row in validation.rows),
-        formats=dict(both.formats),
-        unused_columns=dict(both.unused_columns),
-        dropped=dict(dropped),
-        notes=template.explain(both.rows),
-        **_figures(train, held_out, max_length),
-        sample=labelled_pieces(tokenizer, train[0].input_ids.tolist(), train[0].labels.tolist()),
-    )
-    return Prepared(_dataset(train), _dataset(held_out), [k.row for k in held_out], template, summary)
+
+
+def _stamps(paths: Sequence[Path]) -> list[tuple[int, int]] | None:
+    """Size and time of change of each file; None when one is no file here."""
+    if not all(path.is_file() for path in paths):
+        return None
+    return [(status.st_size, status.st_mtime_ns) for status in (path.stat() for path in paths)]
 
 
 def _check(validation_share: float, max_length: int, train_on: str) -> None:
@@ -135,8 +157,11 @@ def _check(validation_share: float, max_length: int, train_on: str) -> None:
 
 def _encode(
     rows: Sequence[Row], template: Template, max_length: int, train_on: str, dropped: dict[str, list[str]]
-) -> list[_Kept]:
-    """Tokens of the rows that can be trained on; notes the others in `dropped`."""
+) -> list[_Block]:
+    """Tokens of the rows that can be trained on; notes the others in `dropped`.
+
+    Two batches go at a time: while one is in the tokenizer, which lets go of Python, the other is rendered.
+    """
     usable = []
     for row in rows:
         reason = drop_reason(row)
@@ -144,49 +169,105 @@ def _encode(
             usable.append(row)
         else:
             dropped[reason].append(row.where)
-    kept = []
-    for start in range(0, len(usable), BATCH):
+
+    def encode(start: int) -> tuple[_Block, list[tuple[str, str]]]:
         batch = usable[start : start + BATCH]
-        for row, encoded in zip(batch, template.encode_batch(batch, max_length, train_on), strict=True):
-            if isinstance(encoded, DataError):
-                dropped[str(encoded)].append(row.where)
-            elif not encoded.trained:
-                dropped["no trained token"].append(row.where)
-            else:
-                kept.append(_small(row, encoded))
-    return kept
+        return _block(batch, template.encode_batch(batch, max_length, train_on))
+
+    blocks = []
+    pool = ThreadPoolExecutor(2 if template.tokenizer.is_fast else 1)  # one in Python may change as it goes
+    try:
+        for block, refused in pool.map(encode, range(0, len(usable), BATCH)):
+            blocks += [block] if block.rows else []
+            for reason, where in refused:
+                dropped[reason].append(where)
+    finally:
+        pool.shutdown(cancel_futures=True)
+    return blocks
 
 
-def _small(row: Row, encoded: Encoded) -> _Kept:
-    ids, labels = (np.asarray(column, dtype=np.int32) for column in (encoded.input_ids, encoded.labels))
-    return _Kept(row, ids, labels, encoded.cut, encoded.answer_cut)
+def _block(rows: Sequence[Row], encoded: Sequence[Encoded | DataError]) -> tuple[_Block, list[tuple[str, str]]]:
+    """The rows that have a trained token, and (reason, place) of the others."""
+    kept: list[tuple[Row, Encoded]] = []
+    refused = []
+    for row, tokens in zip(rows, encoded, strict=True):
+        if isinstance(tokens, DataError):
+            refused.append((str(tokens), row.where))
+        elif not tokens.trained:
+            refused.append(("no trained token", row.where))
+        else:
+            kept.append((row, tokens))
+    columns = [[getattr(tokens, name) for _, tokens in kept] for name in SCHEMA.names]
+    lengths = np.array([len(tokens.input_ids) for _, tokens in kept], dtype=np.int64)
+    ends = pa.array(np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32))
+    values = (np.fromiter(chain.from_iterable(lists), np.int32, int(lengths.sum())) for lists in columns)
+    arrays = [pa.ListArray.from_arrays(ends, pa.array(flat)) for flat in values]
+    figures = ([getattr(tokens, name) for _, tokens in kept] for name in ("trained", "cut", "answer_cut"))
+    block = _Block(
+        [row for row, _ in kept],
+        pa.Table.from_arrays(arrays, schema=SCHEMA),
+        lengths,
+        *(np.array(figure, dtype=np.int64) for figure in figures),
+    )
+    return block, refused
 
 
-def _require(kept: Sequence[_Kept], kind: str, dropped: dict[str, list[str]]) -> None:
-    if kept:
+def _divide(blocks: Sequence[_Block], share: float, seed: int) -> tuple[list[_Block], list[_Block]]:
+    """Training and held-out rows."""
+    _, held_out = split([row for block in blocks for row in block.rows], share, seed)
+    chosen = np.zeros(sum(len(block.rows) for block in blocks), dtype=bool)
+    chosen[held_out] = True
+    masks = np.split(chosen, np.cumsum([len(block.rows) for block in blocks])[:-1])
+    pairs = list(zip(blocks, masks, strict=True))
+    return [block.only(~mask) for block, mask in pairs], [block.only(mask) for block, mask in pairs]
+
+
+def _require(blocks: Sequence[_Block], kind: str, dropped: dict[str, list[str]]) -> None:
+    if blocks:
         return
     reasons = [f"  {len(places)} rows: {why} ({', '.join(places[:3])} ...)" for why, places in dropped.items()]
     raise DataError("\n".join([f"no {kind} row can be trained on:", *reasons]))
 
 
-def _figures(train: Sequence[_Kept], held_out: Sequence[_Kept], max_length: int) -> dict:
+def _summarize(
+    rows: Normalized,
+    validation: Normalized,
+    template: Template,
+    train: Sequence[_Block],
+    held_out: Sequence[_Block],
+    max_length: int,
+    dropped: dict[str, list[str]],
+) -> Summary:
+    known = {hash(row.identity) for row in rows.rows}  # 64 bits: texts that only look equal are unheard of
+    lengths, trained, cut = (_column(train, name) for name in ("lengths", "trained", "cut"))
     every = [*train, *held_out]
-    total = sum(len(k.labels) for k in train)
-    return {
-        "tokens": length_figures([len(k.input_ids) + k.cut for k in train], [len(k.input_ids) for k in train]),
-        "max_length": max_length,
-        "trained_share": sum(int((k.labels != -100).sum()) for k in train) / total,
-        "cut_rows": sum(k.cut > 0 and k.answer_cut == 0 for k in every),
-        "answer_cut_rows": sum(k.answer_cut > 0 for k in every),
-        "cut_tokens": sum(k.cut for k in every),
-    }
+    all_cut, answer_cut = _column(every, "cut"), _column(every, "answer_cut")
+    first = next(block for block in train if block.rows).tokens.slice(0, 1).to_pylist()[0]
+    return Summary(
+        rows=len(rows.rows),
+        train_rows=len(lengths),
+        held_out_rows=sum(len(block.rows) for block in held_out),
+        duplicates=len(rows.rows) - len(known),
+        leaked=sum(hash(row.identity) in known for row in validation.rows),
+        formats=dict(rows.formats + validation.formats),
+        unused_columns=dict(rows.unused_columns + validation.unused_columns),
+        tokens=length_figures(lengths + cut, lengths),
+        max_length=max_length,
+        trained_share=int(trained.sum()) / int(lengths.sum()),
+        cut_rows=int(((all_cut > 0) & (answer_cut == 0)).sum()),
+        answer_cut_rows=int((answer_cut > 0).sum()),
+        cut_tokens=int(all_cut.sum()),
+        dropped=dict(dropped),
+        notes=template.explain(chain(rows.rows, validation.rows)),
+        sample=labelled_pieces(template.tokenizer, first["input_ids"], first["labels"]),
+    )
 
 
-def _dataset(kept: Sequence[_Kept]) -> datasets.Dataset:
-    """The rows as one Arrow table, built from two long arrays (row by row takes twenty times longer)."""
-    ends = np.cumsum([0, *(len(k.input_ids) for k in kept)], dtype=np.int64)
-    columns = {
-        name: pa.LargeListArray.from_arrays(pa.array(ends), pa.array(np.concatenate(arrays))).cast(pa.list_(pa.int32()))
-        for name, arrays in (("input_ids", [k.input_ids for k in kept]), ("labels", [k.labels for k in kept]))
-    }
-    return datasets.Dataset(InMemoryTable(pa.table(columns)))
+def _column(blocks: Sequence[_Block], name: str) -> np.ndarray:
+    return np.concatenate([getattr(block, name) for block in blocks])
+
+
+def _dataset(blocks: Sequence[_Block]) -> datasets.Dataset:
+    """The rows as one Arrow table."""
+    table = pa.concat_tables([block.tokens for block in blocks])
+    return token_dataset(InMemoryTable(table), uuid.uuid4().hex)

@@ -28,9 +28,13 @@ def read(files: Sequence[str]) -> list[Record]:
     Raises:
         DataError: Files are missing, empty or broken; one error lists every problem with file and line.
     """
+    return list(records(files))
+
+
+def records(files: Sequence[str]) -> Iterator[Record]:
+    """What `read` returns, one at a time; problems are raised after the last."""
     if not files:
         raise DataError("no training files were given")
-    records: list[Record] = []
     problems: list[str] = []
     for name in files:
         path = Path(name).expanduser()
@@ -40,41 +44,43 @@ def read(files: Sequence[str]) -> list[Record]:
                 problems.append(f"{name}: unknown file type {path.suffix!r}; use {', '.join(READERS)}")
                 continue
             found = reader(path, problems)
-        elif _may_be_hub_id(name):
+        elif may_be_hub_id(name):
             found = _read_hub(name)
         else:
             problems.append(_missing(path))
             continue
-        records += found
-        if not found and not any(problem.startswith(name) for problem in problems):
+        count = 0
+        for count, record in enumerate(found, start=1):  # noqa: B007
+            yield record
+        if not count and not any(problem.startswith(name) for problem in problems):
             problems.append(f"{name}: no rows in it")
     raise_all("the data cannot be read", problems)
-    return records
 
 
-def _read_jsonl(path: Path, problems: list[str]) -> list[Record]:
-    records = []
+def _read_jsonl(path: Path, problems: list[str]) -> Iterator[Record]:
     for number, line in _lines(path, problems):
         if line.strip():
             value = _object(f"{path}:{number}", line, problems)
-            records += [Record(f"{path}:{number}", value)] if value is not None else []
-    return records
+            if value is not None:
+                yield Record(f"{path}:{number}", value)
 
 
-def _read_json(path: Path, problems: list[str]) -> list[Record]:
+def _read_json(path: Path, problems: list[str]) -> Iterator[Record]:
     text = "".join(line for _, line in _lines(path, problems))
     if any(problem.startswith(f"{path}:") for problem in problems):
-        return []
+        return
     try:
         rows = json.loads(text)
     except json.JSONDecodeError as error:
         if error.msg == "Extra data" and text.lstrip().startswith("{"):  # one object a line, whatever the name says
-            return _read_jsonl(path, problems)
-        problems.append(f"{path}:{error.lineno}: not JSON: {error.msg} (column {error.colno})")
-        return []
+            yield from _read_jsonl(path, problems)
+        else:
+            problems.append(f"{path}:{error.lineno}: not JSON: {error.msg} (column {error.colno})")
+        return
     except RecursionError:
         problems.append(f"{path}: nested too deeply to be training rows")
-        return []
+        return
+    del text  # as large as the file
     if isinstance(rows, dict) and all(
         not isinstance(column, list | dict) or key in _ROW for key, column in rows.items()
     ):
@@ -83,24 +89,21 @@ def _read_json(path: Path, problems: list[str]) -> list[Record]:
         lists = [key for key, column in rows.items() if isinstance(column, list)] if isinstance(rows, dict) else []
         hint = f"; save the list under {lists[0]!r} alone" if lists else ""
         problems.append(f"{path}:1: holds one {type(rows).__name__}, not a list of rows{hint}")
-        return []
-    records = []
+        return
     for number, value in enumerate(rows, start=1):
         if isinstance(value, dict):
-            records.append(Record(f"{path} row {number}", value))
+            yield Record(f"{path} row {number}", value)
         else:
             problems.append(f"{path} row {number}: is {type(value).__name__}, not an object with named columns")
-    return records
 
 
 _ROW = frozenset({"messages", "conversations", "conversation", "tools", "history", "prompt", "completion"})
 
 
-def _read_csv(path: Path, problems: list[str]) -> list[Record]:
+def _read_csv(path: Path, problems: list[str]) -> Iterator[Record]:
     text = "".join(line for _, line in _lines(path, problems))
     csv.field_size_limit(2**31 - 1)  # Python's own, 128 KiB, is less than a long document
     reader = csv.reader(io.StringIO(text, newline=""), strict=True)
-    records: list[Record] = []
     header: list[str] | None = None
     line = 1
     try:
@@ -109,18 +112,17 @@ def _read_csv(path: Path, problems: list[str]) -> list[Record]:
                 header = cells
                 if len(set(header)) < len(header):
                     problems.append(f"{path}:1: two columns have the same name: {', '.join(header)}")
-                    return []
+                    return
             elif cells and len(cells) != len(header):
                 problems.append(f"{path}:{line}: {len(cells)} cells where the header names {len(header)} columns")
             elif cells:
-                records.append(Record(f"{path}:{line}", dict(zip(header, cells, strict=True))))
+                yield Record(f"{path}:{line}", dict(zip(header, cells, strict=True)))
             line = reader.line_num + 1
     except csv.Error as error:
         problems.append(f"{path}:{line}: not CSV: {error}")
-    return records
 
 
-def _read_text(path: Path, problems: list[str]) -> list[Record]:
+def _read_text(path: Path, problems: list[str]) -> Iterator[Record]:
     lines = list(_lines(path, problems))
     paragraphs: list[tuple[int, list[str]]] = []
     inside = False
@@ -133,19 +135,20 @@ def _read_text(path: Path, problems: list[str]) -> list[Record]:
         else:
             paragraphs.append((number, [line]))
             inside = True
-    return [Record(f"{path}:{number}", {"text": "".join(part).rstrip("\r\n")}) for number, part in paragraphs]
+    for number, part in paragraphs:
+        yield Record(f"{path}:{number}", {"text": "".join(part).rstrip("\r\n")})
 
 
-def _read_parquet(path: Path, problems: list[str]) -> list[Record]:
+def _read_parquet(path: Path, problems: list[str]) -> Iterator[Record]:
     import pyarrow as pa
     import pyarrow.parquet
 
     try:
-        rows = pyarrow.parquet.read_table(path).to_pylist()
+        batches = pyarrow.parquet.ParquetFile(path).iter_batches()
+        for number, row in enumerate((row for batch in batches for row in batch.to_pylist()), start=1):
+            yield Record(f"{path} row {number}", row)
     except (pa.ArrowException, OSError) as error:
         problems.append(f"{path}: not a readable Parquet file: {error}")
-        return []
-    return [Record(f"{path} row {number}", row) for number, row in enumerate(rows, start=1)]
 
 
 READERS = {
@@ -185,12 +188,13 @@ def _object(where: str, line: str, problems: list[str]) -> dict[str, Any] | None
     return value
 
 
-def _may_be_hub_id(name: str) -> bool:
+def may_be_hub_id(name: str) -> bool:
+    """Whether a name is no file and looks like a dataset of the hub."""
     path = Path(name)
     return bool(HUB_ID.fullmatch(name)) and path.suffix.lower() not in READERS and not path.exists()
 
 
-def _read_hub(name: str) -> list[Record]:
+def _read_hub(name: str) -> Iterator[Record]:
     import datasets
 
     try:
@@ -202,7 +206,8 @@ def _read_hub(name: str) -> list[Record]:
     if "train" not in splits and len(splits) != 1:
         raise DataError(f"{name!r} has no split named 'train', only {', '.join(map(str, splits))}")
     rows = splits["train"] if "train" in splits else next(iter(splits.values()))
-    return [Record(f"{name} row {number}", dict(row)) for number, row in enumerate(rows, start=1)]
+    for number, row in enumerate(rows, start=1):
+        yield Record(f"{name} row {number}", dict(row))
 
 
 def _missing(path: Path) -> str:

@@ -68,7 +68,7 @@ def answer_text(message: Message) -> str:
     """A message's content followed by its tool calls, each as `<tool_call>` with a JSON object inside."""
     parts = [message["content"]] if message.get("content") else []
     for call in message.get("tool_calls") or ():
-        parts.append(f"<tool_call>\n{json.dumps(call['function'], ensure_ascii=False)}\n</tool_call>")
+        parts.append(f"<tool_call>\n{json.dumps(call['function'], ensure_ascii=False, default=str)}\n</tool_call>")
     return "\n".join(parts)
 
 

@@ -3,15 +3,25 @@
 import random
 from collections import defaultdict
 from collections.abc import Sequence
+from typing import Protocol
 
-from lorafit.data.rows import Row
 from lorafit.errors import DataError
 
 LEAST, MOST = 8, 500
 """Rows held out at least (fewer say nothing) and at most (more only cost time)."""
 
 
-def split(rows: Sequence[Row], share: float, seed: int) -> tuple[list[int], list[int]]:
+class Splittable(Protocol):
+    """A row that says what it must not be parted from: `Row`, `ClassRow`."""
+
+    @property
+    def prompt_key(self) -> str: ...  # noqa: D102
+
+    @property
+    def identity(self) -> str: ...  # noqa: D102
+
+
+def split(rows: Sequence[Splittable], share: float, seed: int) -> tuple[list[int], list[int]]:
     """Chooses the held-out rows: `share` of them, at least 8 and at most 500.
 
     Rows with the same prompt, or the same text, after normalizing whitespace stay together. Where so few prompts recur

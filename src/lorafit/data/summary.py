@@ -57,16 +57,17 @@ class Summary:
         return {**asdict(self), "sample": [[text, trained] for text, trained in self.sample]}
 
 
-def length_figures(full: Sequence[int], kept: Sequence[int]) -> dict[str, int]:
+def length_figures(full: Sequence[int] | np.ndarray, kept: Sequence[int] | np.ndarray) -> dict[str, int]:
     """p50, p90, p99, max of the lengths before cutting, and the total after.
 
     Args:
         full: Tokens of each row before cutting; at least one row.
         kept: Tokens of each row that remain.
     """
-    values = np.percentile(np.asarray(full), PERCENTILES, method="higher")
+    full, kept = np.asarray(full), np.asarray(kept)
+    values = np.percentile(full, PERCENTILES, method="higher")
     figures = {f"p{p}": int(value) for p, value in zip(PERCENTILES, values, strict=True)}
-    return {**figures, "max": max(full), "total": sum(kept)}
+    return {**figures, "max": int(full.max()), "total": int(kept.sum())}
 
 
 def labelled_pieces(

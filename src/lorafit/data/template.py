@@ -4,7 +4,7 @@ The template is the user's own, else the tokenizer's, else `PLAIN`. Its text (`T
 adapter, so that what was trained is what is prompted.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
@@ -178,7 +178,7 @@ class Template:
                 results[index] = self._label(kind, ids, spans, max_length, train_on)
         return results
 
-    def explain(self, rows: Sequence[Row]) -> list[str]:
+    def explain(self, rows: Iterable[Row]) -> list[str]:
         """`notes`, and what had to be folded to show these rows."""
         notes = list(self.notes)
         chats = [row for row in rows if row.messages is not None]

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from lorafit.data import Prepared, Template
-from lorafit.train.rows import prepare_rows
+from lorafit.data import Prepared, PreparedClasses, Template
+from lorafit.train.rows import prepare_classes, prepare_rows
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -29,3 +29,17 @@ def held_out_rows(
         What `prepare` gives; `held_out` and `held_out_rows` are the rows to evaluate on.
     """
     return prepare_rows(recipe, tokenizer, chat_template=template.source, files=files)
+
+
+def held_out_classes(
+    recipe: Recipe, tokenizer: PreTrainedTokenizerBase, labels: Sequence[str], files: Sequence[str] = ()
+) -> PreparedClasses:
+    """The labelled rows that a classification held out (chosen again, from the same seed), or all rows of `files`.
+
+    Args:
+        recipe: the run's.
+        tokenizer: its model's.
+        labels: its class names, by id.
+        files: other rows, none of them trained on.
+    """
+    return prepare_classes(recipe, tokenizer, labels=labels, files=files)

@@ -54,6 +54,37 @@ def verdict(loss: Measured, rows: int, history: Iterable[Mapping[str, Any]] = ()
     )
 
 
+def class_verdict(
+    accuracy: Measured, beside_majority: Measured, majority: str, rows: int, history: Iterable[Mapping[str, Any]] = ()
+) -> Verdict:
+    """Judge a classifier, whose base model is an untrained head: it must beat the commonest class, too.
+
+    Args:
+        accuracy: of base and tuned model, in [0, 1].
+        beside_majority: of always answering the commonest class (as `base`) and of the tuned model.
+        majority: the name of that class.
+        rows: how many held-out rows that is.
+        history: the lines of `metrics.jsonl`, to see whether it overfitted.
+    """
+    low, high = (100 * end for end in accuracy.interval)
+    change = (
+        f"accuracy on {rows} held-out rows {accuracy.base:.1%} before, {accuracy.tuned:.1%} after "
+        f"({100 * accuracy.difference:+.1f} points, 95 % interval {low:+.1f} to {high:+.1f}); always answering "
+        f"{majority!r} is right on {beside_majority.base:.1%}"
+    )
+    if overfit := _overfit(list(history)):
+        return Verdict("overfitted", f"Overfitted: {overfit} The adapter that was kept: {change}.")
+    if high < 0:
+        return Verdict("worse", f"Worse than the base model: {change}. A lower learning rate or cleaner rows may help.")
+    if low > 0 and beside_majority.interval[0] > 0:
+        return Verdict("improved", f"Improved: {change}.")
+    reason = "the interval contains zero" if low <= 0 else "that is no better beyond chance"
+    return Verdict(
+        "no difference",
+        f"No difference that counts: {change}; {reason}. More steps, a higher learning rate or more rows may help.",
+    )
+
+
 def _overfit(history: list[Mapping[str, Any]]) -> str | None:
     """How the validation loss rose while the training loss fell, or None where it did not."""
     validation = [(line["step"], line["eval_loss"]) for line in history if "eval_loss" in line]

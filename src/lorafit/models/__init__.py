@@ -4,7 +4,23 @@
 imports neither torch nor transformers.
 """
 
-from lorafit.models.load import context_length, load_model, load_tokenizer, pick_device, pick_dtype
+from lorafit.models.load import (
+    context_length,
+    load_classifier,
+    load_model,
+    load_tokenizer,
+    pick_device,
+    pick_dtype,
+)
 from lorafit.models.resolve import ResolvedModel, resolve
 
-__all__ = ["ResolvedModel", "context_length", "load_model", "load_tokenizer", "pick_device", "pick_dtype", "resolve"]
+__all__ = [
+    "ResolvedModel",
+    "context_length",
+    "load_classifier",
+    "load_model",
+    "load_tokenizer",
+    "pick_device",
+    "pick_dtype",
+    "resolve",
+]

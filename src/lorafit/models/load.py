@@ -4,14 +4,15 @@ import contextlib
 import os
 import re
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 from urllib.parse import urlsplit
 from urllib.request import getproxies
 
+from lorafit.collection import collection_paused
 from lorafit.errors import ConfigError, MissingExtraError, ModelError
-from lorafit.models.quiet import quiet_transformers
+from lorafit.models.quiet import quiet_transformers, without_load_report
 from lorafit.models.resolve import ResolvedModel
 
 if TYPE_CHECKING:
@@ -36,7 +37,7 @@ def load_tokenizer(resolved: ResolvedModel, *, trust_remote_code: bool = False) 
     """
     from transformers import AutoTokenizer
 
-    with _explained(resolved, "tokenizer"):
+    with _explained(resolved, "tokenizer"), collection_paused():
         tokenizer = AutoTokenizer.from_pretrained(
             resolved.path, trust_remote_code=trust_remote_code, **_source(resolved)
         )
@@ -88,6 +89,60 @@ def load_model(
             f"random ones: {', '.join(missing[:5])}{' ...' if len(missing) > 5 else ''}. Give a complete model"
         )
     return model.eval()
+
+
+def load_classifier(
+    resolved: ResolvedModel,
+    labels: Sequence[str],
+    *,
+    dtype: "Dtype | torch.dtype" = "auto",
+    device: "str | torch.device | None" = None,
+    trust_remote_code: bool = False,
+) -> "tuple[PreTrainedModel, list[str]]":
+    """Load the base model with a classifier's head on it, in evaluation mode.
+
+    Args:
+        resolved: what `resolve` returned.
+        labels: the class names, by id.
+        dtype: of the weights; "auto" is `pick_dtype(device)`.
+        device: where to; None or "auto" is `pick_device()`.
+        trust_remote_code: run the Python code that comes with the model.
+
+    Returns:
+        The model, and the names of its modules that the checkpoint lacks: the head, freshly drawn from torch's default
+        generator (seed it to draw the same again), which must be trained whole.
+
+    Raises:
+        ModelError: not there, not readable, no classifier of its kind, weights of its body missing, or the hub cannot
+            be reached.
+    """
+    from transformers import AutoConfig, AutoModelForSequenceClassification
+
+    place = pick_device(device)
+    with _explained(resolved, "classifier"), without_load_report():
+        config = AutoConfig.from_pretrained(resolved.path, trust_remote_code=trust_remote_code, **_source(resolved))
+        config.id2label = dict(enumerate(labels))
+        config.label2id = {label: i for i, label in enumerate(labels)}
+        config.problem_type = "single_label_classification"
+        model, info = AutoModelForSequenceClassification.from_pretrained(
+            resolved.path,
+            config=config,
+            dtype=_torch_dtype(dtype, place),
+            device_map=None if place.type == "cpu" else {"": place},
+            use_safetensors=True,
+            trust_remote_code=trust_remote_code,
+            ignore_mismatched_sizes=True,  # a head for other classes gives way to a fresh one
+            output_loading_info=True,
+            **_source(resolved),
+        )
+    fresh = [*info["missing_keys"], *(key for key, *_ in info["mismatched_keys"])]
+    body = f"{model.base_model_prefix}."
+    if missing := sorted(name for name in fresh if name.startswith(body) and "pooler." not in name):
+        raise ModelError(
+            f"{resolved.reference} lacks {len(missing)} weights of a {type(model).__name__}, so it would start from "
+            f"random ones: {', '.join(missing[:5])}{' ...' if len(missing) > 5 else ''}. Give a complete model"
+        )
+    return model.eval(), sorted({name.rpartition(".")[0] for name in fresh})
 
 
 def context_length(model: "PreTrainedModel") -> int | None:

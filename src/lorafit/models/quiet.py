@@ -1,5 +1,6 @@
-"""transformers without its progress bars; warnings stay."""
+"""transformers without its progress bars and load reports; other warnings stay."""
 
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -7,13 +8,28 @@ from contextlib import contextmanager
 @contextmanager
 def quiet_transformers() -> Iterator[None]:
     """No progress bars of transformers inside (local files take a second); as before afterwards."""
-    from transformers.utils import logging
+    from transformers.utils import logging as theirs
 
-    if not logging.is_progress_bar_enabled():
+    if not theirs.is_progress_bar_enabled():
         yield
         return
-    logging.disable_progress_bar()
+    theirs.disable_progress_bar()
     try:
         yield
     finally:
-        logging.enable_progress_bar()
+        theirs.enable_progress_bar()
+
+
+@contextmanager
+def without_load_report() -> Iterator[None]:
+    """No table of missing weights inside, for a caller that looks at them itself; as before afterwards."""
+    logger = logging.getLogger("transformers.modeling_utils")
+
+    def is_no_report(record: logging.LogRecord) -> bool:
+        return "LOAD REPORT" not in record.getMessage()
+
+    logger.addFilter(is_no_report)
+    try:
+        yield
+    finally:
+        logger.removeFilter(is_no_report)

@@ -95,7 +95,7 @@ def explain(error: ValidationError, given: dict[str, Given], refused: set[str]) 
     found: dict[str, list[ErrorDetails]] = {}
     for item in error.errors(include_url=False):
         parts = [str(part) for part in item["loc"]]
-        found.setdefault(".".join(parts[:2] if parts[0] in SECTIONS else parts[:1]), []).append(item)
+        found.setdefault(".".join(parts[:2] if parts and parts[0] in SECTIONS else parts[:1]), []).append(item)
     lines = []
     for path, items in found.items():
         entry = given.get(path)
@@ -103,8 +103,9 @@ def explain(error: ValidationError, given: dict[str, Given], refused: set[str]) 
             name = path if entry.name == path else f"{entry.name} ({path})"
             rules = _rules(items, entry.value, depth=len(path.split(".")))
             lines.append(f"{entry.place}: {name} = {show(entry.value)} {rules}{_fix(path)}")
-        elif items[0]["type"] != "missing":  # a rule between the settings of a section
-            lines.append(f"{path}: {_rules(items, None, 2)}")
+        elif items[0]["type"] != "missing":  # a rule between settings, of a section or of several
+            rule = _rules(items, None, 2)
+            lines.append(f"{path}: {rule}" if path else rule)
         elif path not in refused:
             lines.append(f"{path} is missing: {_MISSING[path]}")
     return lines

@@ -38,6 +38,11 @@ def dtype_name(value: Any) -> Any:
     )
 
 
+def _on_or_off(value: Any) -> Any:
+    """YAML 1.2 reads on and off as words."""
+    return {"on": True, "off": False}.get(value, value) if isinstance(value, str) else value
+
+
 def _check_pattern(pattern: str) -> None:
     try:
         re.compile(pattern)
@@ -105,6 +110,16 @@ class DataSettings(Settings):
         default=None,
         description="Format of the rows (chat, sharegpt, alpaca, completion, text); null recognizes it by their keys.",
     )
+    text_column: Annotated[list[str], BeforeValidator(_one_or_list)] = Field(
+        default_factory=list,
+        max_length=2,
+        description="classification: the column of the text, or a list of the two of a pair; empty finds them by usual "
+        "names (text, sentence, question, premise and hypothesis, ...).",
+    )
+    label_column: str | None = Field(
+        default=None,
+        description="classification: the column of the class; null finds it by usual names (label, category, ...).",
+    )
     max_length: int = Field(
         default=2048,
         ge=16,
@@ -118,6 +133,11 @@ class DataSettings(Settings):
         default=None,
         description="Jinja text, or the path of a .jinja file, in place of the tokenizer's own template. It is saved "
         "with the adapter.",
+    )
+    cache: bool = Field(
+        default=True,
+        description="Keep tokenized rows in lorafit's cache folder (LORAFIT_CACHE moves it): they then start at "
+        "once the next time. At most 4 GiB, readable by you alone; false leaves no copy of your rows there.",
     )
 
     @field_validator("chat_template")
@@ -179,8 +199,10 @@ class LoraSettings(Settings):
         description="true: A random (Kaiming uniform), B zero, so training starts at the base model; gaussian: A "
         "normal; false: both random, for tests.",
     )
-    task_type: Literal["CAUSAL_LM"] | None = Field(
-        default="CAUSAL_LM", description="Written into adapter_config.json for the programs that load the adapter."
+    task_type: Literal["CAUSAL_LM", "SEQ_CLS"] | None = Field(
+        default=None,
+        description="Written into adapter_config.json for the programs that load the adapter; null follows the task: "
+        "CAUSAL_LM, or SEQ_CLS, which trains and saves the classifier's head.",
     )
 
     @field_validator("target_modules", "exclude_modules")
@@ -288,6 +310,11 @@ class TrainSettings(Settings):
     gradient_checkpointing: bool = Field(
         default=False, description="Recompute activations in the backward pass: less memory, about a third more time."
     )
+    fast: Annotated[bool, BeforeValidator(_on_or_off)] = Field(
+        default=True,
+        description="on or off. Compute without padding, whole logits and spare copies, after trying on the first rows that this "
+        "is exact; off is transformers' own padded computation.",
+    )
     report_to: Annotated[list[Literal["tensorboard", "wandb", "trackio"]], BeforeValidator(_one_or_list)] = Field(
         default_factory=list,
         description="Trackers to report to: tensorboard, wandb, trackio. None by default: nothing leaves.",
@@ -318,11 +345,24 @@ class EvaluateSettings(Settings):
     )
 
 
+TASK_TYPES = {"sft": "CAUSAL_LM", "classification": "SEQ_CLS"}
+"""PEFT's names of the tasks."""
+_DATA_OF_ONE_TASK = {
+    "format": "sft",
+    "train_on": "sft",
+    "chat_template": "sft",
+    "text_column": "classification",
+    "label_column": "classification",
+}
+
+
 class Recipe(Settings):
     """Everything a run needs; `recipe.yaml` in its directory is this, resolved."""
 
-    task: Literal["sft"] = Field(
-        default="sft", description="What to learn; sft is supervised fine-tuning on rows with answers."
+    task: Literal["sft", "classification"] = Field(
+        default="sft",
+        description="What to learn; sft is supervised fine-tuning on rows with answers, classification gives a text or "
+        "a pair of texts one of several classes.",
     )
     output_dir: Place | None = Field(
         default=None, min_length=1, description="The run's directory; null makes a new one under runs/."
@@ -334,6 +374,24 @@ class Recipe(Settings):
     evaluate: EvaluateSettings = Field(default_factory=EvaluateSettings)
 
     _notes: tuple[str, ...] = PrivateAttr(default=())
+
+    @model_validator(mode="after")
+    def _fits_the_task(self) -> Recipe:
+        problems = []
+        for name, task in _DATA_OF_ONE_TASK.items():
+            value = getattr(self.data, name)
+            if task != self.task and value != DataSettings.model_fields[name].get_default(call_default_factory=True):
+                problems.append(f"data.{name} = {value!r} is for task {task}, not for {self.task}: leave it out")
+        if self.lora.task_type not in (None, TASK_TYPES[self.task]):
+            problems.append(f"lora.task_type is {TASK_TYPES[self.task]} for task {self.task}: leave it out")
+        if problems:
+            raise ValueError("; ".join(problems))
+        return self
+
+    @property
+    def adapter_task_type(self) -> str:
+        """PEFT's name of the task."""
+        return TASK_TYPES[self.task]
 
     @property
     def recipe_notes(self) -> tuple[str, ...]:

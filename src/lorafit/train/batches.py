@@ -1,7 +1,8 @@
 """Rows to optimizer steps: shuffled batches of rows, and the micro-batches a step is computed in."""
 
+import itertools
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -11,14 +12,19 @@ from torch import Tensor
 from torch.utils.data import Sampler
 
 IGNORED = -100  # transformers' label of a token that carries no loss
+LEAST_SAVED = 0.03  # of a pack's tokens: below, gathering a shared prefix costs what it saves
 
 
 @dataclass(frozen=True)
 class Document:
-    """One row, cut after the last position that a label needs: `targets[i]` is what position i predicts, or -100."""
+    """One row, cut after the last position that a label needs: `targets[i]` is what position i predicts, or -100.
+
+    `token_types` tell the first text of a pair (0) from the second (1), for models that read them.
+    """
 
     input_ids: list[int]
     targets: list[int]
+    token_types: list[int] | None = None
 
     @classmethod
     def of(cls, row: Mapping[str, Any]) -> "Document":
@@ -30,6 +36,11 @@ class Document:
     def __len__(self) -> int:
         return len(self.input_ids)
 
+    def after(self, start: int) -> "Document":
+        """The part from position `start` on."""
+        types = None if self.token_types is None else self.token_types[start:]
+        return Document(self.input_ids[start:], self.targets[start:], types)
+
 
 @dataclass(frozen=True)
 class MicroBatch:
@@ -39,9 +50,11 @@ class MicroBatch:
         input_ids: (batch, length), int64; batch is 1 when packed.
         position_ids: (1, length), restarting with each document, when packed; else None.
         document_lengths: tokens of each document, when packed; else None.
+        shared_prefix: tokens that every document begins with, laid down once before them, when packed.
         attention_mask: (batch, length), 0 on padding, when padded; else None.
         labelled: (2, labels): row and column of each position that predicts a label.
-        targets: (labels,): the token each of them predicts.
+        targets: (labels,): the token, or the class, each of them predicts.
+        token_types: of the shape of `input_ids`, where the documents have them.
     """
 
     input_ids: Tensor
@@ -50,6 +63,8 @@ class MicroBatch:
     attention_mask: Tensor | None
     labelled: Tensor
     targets: Tensor
+    token_types: Tensor | None = None
+    shared_prefix: int = 0
 
     def to(self, device: torch.device) -> "MicroBatch":
         """The same on `device`."""
@@ -61,21 +76,50 @@ class MicroBatch:
     def inputs(self) -> dict[str, Tensor]:
         """The model's arguments."""
         optional = {"position_ids": self.position_ids, "attention_mask": self.attention_mask}
+        optional["token_type_ids"] = self.token_types
         return {"input_ids": self.input_ids, **{k: v for k, v in optional.items() if v is not None}}
 
 
-def pack(documents: Sequence[Document]) -> MicroBatch:
-    """Lay documents end to end. transformers' masks take restarting positions as separate documents."""
-    targets = torch.tensor([target for document in documents for target in document.targets])
+def pack(documents: Sequence[Document], *, share_prefix: bool = False) -> MicroBatch:
+    """Lay documents end to end. transformers' masks take restarting positions as separate documents.
+
+    Args:
+        documents: at least one.
+        share_prefix: lay down once what all of them begin with, before the first of their labels. Under a causal mask
+            its hidden states are the same in each, and so is every gradient; only attention by document reads it so.
+    """
+    prefix = shared_prefix(documents) if share_prefix else 0
+    rest = [document.after(prefix) for document in documents]
+    parts = [Document(documents[0].input_ids[:prefix], [IGNORED] * prefix), *rest]
+    targets = torch.tensor([target for part in parts for target in part.targets])
     columns = (targets != IGNORED).nonzero()[:, 0]
+    positions = [torch.arange(prefix), *(torch.arange(prefix, prefix + len(document)) for document in rest)]
     return MicroBatch(
-        input_ids=torch.tensor([[token for document in documents for token in document.input_ids]]),
-        position_ids=torch.cat([torch.arange(len(document)) for document in documents])[None],
-        document_lengths=tuple(map(len, documents)),
+        input_ids=torch.tensor([[token for part in parts for token in part.input_ids]]),
+        position_ids=torch.cat(positions)[None],
+        document_lengths=tuple(map(len, rest)),
         attention_mask=None,
         labelled=torch.stack([torch.zeros_like(columns), columns]),
         targets=targets[columns],
+        token_types=torch.tensor([[kind for document in documents for kind in document.token_types or ()]])
+        if documents[0].token_types
+        else None,
+        shared_prefix=prefix,
     )
+
+
+def shared_prefix(documents: Sequence[Document]) -> int:
+    """How many tokens all documents begin with, none of which predicts a label; 0 if that saves next to nothing."""
+    if len(documents) < 2:
+        return 0
+    limit = min(_first_label(document) for document in documents)
+    columns = zip(*(document.input_ids[:limit] for document in documents), strict=False)
+    common = sum(1 for _ in itertools.takewhile(lambda column: len(set(column)) == 1, columns))
+    return common if common * (len(documents) - 1) >= LEAST_SAVED * sum(map(len, documents)) else 0
+
+
+def _first_label(document: Document) -> int:
+    return next((i for i, target in enumerate(document.targets) if target != IGNORED), len(document))
 
 
 def pad(documents: Sequence[Document]) -> MicroBatch:
@@ -83,12 +127,16 @@ def pad(documents: Sequence[Document]) -> MicroBatch:
     shape = len(documents), max(map(len, documents))
     input_ids, targets = torch.zeros(shape, dtype=torch.long), torch.full(shape, IGNORED)
     attention_mask = torch.zeros(shape, dtype=torch.long)
+    token_types = torch.zeros(shape, dtype=torch.long) if documents[0].token_types else None
     for row, document in enumerate(documents):
         input_ids[row, : len(document)] = torch.tensor(document.input_ids)
         targets[row, : len(document)] = torch.tensor(document.targets)
         attention_mask[row, : len(document)] = 1
+        if token_types is not None:
+            token_types[row, : len(document)] = torch.tensor(document.token_types)
     rows, columns = (targets != IGNORED).nonzero(as_tuple=True)
-    return MicroBatch(input_ids, None, None, attention_mask, torch.stack([rows, columns]), targets[rows, columns])
+    labelled = torch.stack([rows, columns])
+    return MicroBatch(input_ids, None, None, attention_mask, labelled, targets[rows, columns], token_types)
 
 
 @dataclass
@@ -99,24 +147,28 @@ class StepCollator:
         token_budget: tokens a micro-batch, padding included; a longer document goes alone.
         rows: documents a micro-batch.
         packed: whether documents share a flat row (`pack`), or are padded, sorted by length (`pad`).
+        share_prefix: whether what the documents of a pack begin with is laid down once.
+        document: makes a document of a row, as the loss needs it.
     """
 
     token_budget: int
     rows: int
     packed: bool = True
+    share_prefix: bool = False
+    document: Callable[[Mapping[str, Any]], Document] = Document.of
 
     def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         """Micro-batches of a step.
 
         Args:
-            rows: each with `input_ids` and unshifted `labels`.
+            rows: each with `input_ids` and `labels`, and what else `document` reads.
 
         Returns:
             `micro_batches`: list[MicroBatch]; `tokens`: tokens of all rows; `trained`: how many of them carry a loss.
         """
-        documents = sorted(map(Document.of, rows), key=len, reverse=True)
+        documents = sorted(map(self.document, rows), key=len, reverse=True)
         groups = self._packs(documents) if self.packed else self._sheets(documents)
-        micro_batches = [(pack if self.packed else pad)(group) for group in groups]
+        micro_batches = [pack(group, share_prefix=self.share_prefix) if self.packed else pad(group) for group in groups]
         return {
             "micro_batches": micro_batches,
             "tokens": sum(len(row["input_ids"]) for row in rows),
@@ -125,13 +177,16 @@ class StepCollator:
 
     def _packs(self, documents: list[Document]) -> list[list[Document]]:
         """Best fit, longest first: into the fullest pack that still has room."""
+        documents = [document for document in documents if len(document)]
+        shared = shared_prefix(documents) if self.share_prefix else 0
         packs: list[tuple[int, list[Document]]] = []
-        for document in filter(len, documents):
+        for document in documents:
+            grown = len(document) - shared
             open_packs = [(size, i) for i, (size, members) in enumerate(packs)
-                          if size + len(document) <= self.token_budget and len(members) < self.rows]  # fmt: skip
+                          if size + grown <= self.token_budget and len(members) < self.rows]  # fmt: skip
             if open_packs:
                 size, index = max(open_packs)
-                packs[index] = (size + len(document), [*packs[index][1], document])
+                packs[index] = (size + grown, [*packs[index][1], document])
             else:
                 packs.append((len(document), [document]))
         return [members for _, members in packs]

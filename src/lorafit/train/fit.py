@@ -12,28 +12,25 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from datasets import Dataset
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from lorafit.data import Prepared, Template
+from lorafit.data import Prepared, PreparedClasses, Template
 from lorafit.errors import MissingExtraError, ModelError, RunError
-from lorafit.lora import LoraConfig, attach, count_parameters, restore_adapter
-from lorafit.models import ResolvedModel, context_length, load_model, load_tokenizer, resolve
+from lorafit.lora import count_parameters, restore_adapter
+from lorafit.models import ResolvedModel, context_length, load_tokenizer, resolve
 from lorafit.recipe import Recipe
-from lorafit.train.attention import attention_by_document
-from lorafit.train.batches import Document
 from lorafit.train.callbacks import KeepAdapter, ShowProgress, StopEarly, StopOnSignal, WriteMetrics, best_evaluation
 from lorafit.train.checkpoint import checkpoints_in, problems_of, step_of
-from lorafit.train.loss import LabelLoss, choose_packing
+from lorafit.train.fast import PLAIN, FastPath, choose_fast_path
 from lorafit.train.memory import peak_memory_bytes
-from lorafit.train.norms import lean_norms
-from lorafit.train.rows import prepare_rows
 from lorafit.train.run import Run, free_directory
+from lorafit.train.tasks import TASKS
 from lorafit.train.trainer import LoraTrainer
 
 if TYPE_CHECKING:
-    from lorafit.data import Summary
+    from lorafit.data import ClassSummary, Summary
 
-GUARD_ROWS = 4  # rows that try whether packing is exact
+TRIED_ROWS = 4  # first rows, on which the fast path is tried
 
 
 @dataclass
@@ -44,7 +41,6 @@ class Trained:
         run: the run directory.
         model: in evaluation mode, carrying the adapter that lies in `run.adapter`.
         tokenizer: of the base model.
-        template: turns messages into prompts as in training.
         prepared: the rows, held-out ones included.
         interrupted: whether a signal ended training before its end; `--resume` goes on.
     """
@@ -52,16 +48,21 @@ class Trained:
     run: Run
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
-    template: Template
-    prepared: Prepared
+    prepared: Prepared | PreparedClasses
     interrupted: bool
+
+    @property
+    def template(self) -> Template:
+        """What turns messages into prompts as in training; of a run that generates text."""
+        assert isinstance(self.prepared, Prepared)
+        return self.prepared.template
 
 
 def train(
     recipe: Recipe,
     *,
     resume: bool = False,
-    on_summary: "Callable[[Summary], None]" = lambda summary: None,
+    on_summary: "Callable[[Summary | ClassSummary], None]" = lambda summary: None,
     on_notice: Callable[[str], None] | None = None,
 ) -> Trained:
     """Train an adapter into a run directory.
@@ -88,7 +89,7 @@ def train(
     if resolved.notice:
         notice(resolved.notice)
     tokenizer = load_tokenizer(resolved, trust_remote_code=recipe.model.trust_remote_code)
-    prepared = prepare_rows(recipe, tokenizer)
+    prepared = TASKS[recipe.task].prepare(recipe, tokenizer)
     on_summary(prepared.summary)
     rows = {"rows_sha256": fingerprint(prepared.train), "summary": prepared.summary.to_dict()}
     if run is None:
@@ -128,12 +129,14 @@ class _Fit:
     recipe: Recipe
     resolved: ResolvedModel
     tokenizer: PreTrainedTokenizerBase
-    prepared: Prepared
+    prepared: Prepared | PreparedClasses
     progress: ShowProgress
     notice: Callable[[str], None]
+    fast: FastPath = PLAIN
 
     def run_all(self, resume: bool) -> Trained:
-        model = self.adapted_model()
+        model = TASKS[self.recipe.task].adapted_model(self.resolved, self.recipe, self.tokenizer, self.prepared)
+        self.check_lengths(model)
         checkpoint = self.newest_checkpoint() if resume else None
         if resume:
             self.run.rewind_metrics(step_of(checkpoint) if checkpoint else 0)
@@ -141,25 +144,14 @@ class _Fit:
         with StopOnSignal() as stop, ExitStack() as cleanup:
             use_cache = model.config.use_cache  # the Trainer turns it off; generation wants it
             cleanup.callback(lambda: setattr(model.config, "use_cache", use_cache))
-            cleanup.enter_context(lean_norms(model))
             trainer = self.trainer(model, stop)
-            if trainer.loss.by_document:
-                cleanup.enter_context(attention_by_document(model))
+            cleanup.enter_context(self.fast.on(trainer.loss))
             trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
         interrupted = stop.interrupted and trainer.goes_on
         self.finish(trainer, interrupted, time.monotonic() - started)
-        return Trained(self.run, model.eval(), self.tokenizer, self.prepared.template, self.prepared, interrupted)
+        return Trained(self.run, model.eval(), self.tokenizer, self.prepared, interrupted)
 
-    def adapted_model(self) -> PreTrainedModel:
-        settings = self.recipe.model
-        model = load_model(
-            self.resolved, dtype=settings.dtype, device=settings.device, trust_remote_code=settings.trust_remote_code
-        )
-        if model.config.is_encoder_decoder or not model.can_generate():
-            raise ModelError(
-                f"{self.resolved.reference} is a {type(model).__name__}; lorafit trains causal language models only: "
-                "give one, such as demo:gemma-3-270m"
-            )
+    def check_lengths(self, model: PreTrainedModel) -> None:
         context, limit = context_length(model), self.recipe.data.max_length
         if context is not None and context < limit:
             longest = max(map(longest_row, (self.prepared.train, self.prepared.held_out)))
@@ -168,9 +160,6 @@ class _Fit:
                     f"{self.resolved.reference} reads {context} tokens and the longest row has {longest}: set "
                     f"data.max_length to at most {context}"
                 )
-        set_seed(self.recipe.train.seed)
-        attach(model, LoraConfig.from_dict(self.recipe.lora.model_dump()))
-        return model
 
     def newest_checkpoint(self) -> Path | None:
         for checkpoint in reversed(checkpoints_in(self.run.checkpoints)):
@@ -184,23 +173,18 @@ class _Fit:
 
     def trainer(self, model: PreTrainedModel, stop: StopOnSignal) -> LoraTrainer:
         settings, held_out = self.recipe.train, self.prepared.held_out if len(self.prepared.held_out) else None
-        loss = LabelLoss(model)
-        first = self.prepared.train[: min(GUARD_ROWS, len(self.prepared.train))]
-        documents = [Document.of({"input_ids": ids, "labels": labels})
-                     for ids, labels in zip(first["input_ids"], first["labels"], strict=True)]  # fmt: skip
-        packed = choose_packing(loss, documents)
-        if not packed:
-            name = type(model).__name__
-            self.notice(f"{name} mixes documents that share a row: batches are padded instead, sorted by length.")
+        task = TASKS[self.recipe.task]
+        loss = task.loss(model)
+        documents = [loss.document(self.prepared.train[i]) for i in range(min(TRIED_ROWS, len(self.prepared.train)))]
+        self.fast = choose_fast_path(loss, documents, self.notice) if settings.fast else PLAIN
         self.run.update(
-            packed=packed,
-            by_document=loss.by_document,
+            fast=self.fast.to_dict(),
             parameters=dict(zip(("trainable", "all"), count_parameters(model), strict=True)),
         )
         keep_best = held_out is not None and settings.load_best_model_at_end
         callbacks: list[Any] = [
             WriteMetrics(self.run),
-            KeepAdapter(lambda: self.run.save_adapter(model, self.prepared.template), best=keep_best),
+            KeepAdapter(lambda: self.run.save_adapter(model, task.beside_adapter(self.prepared)), best=keep_best),
         ]
         if settings.early_stopping_patience is not None:
             callbacks.append(StopEarly(settings.early_stopping_patience, settings.early_stopping_threshold))
@@ -211,7 +195,8 @@ class _Fit:
             held_out=held_out,
             checkpoints=self.run.checkpoints,
             loss=loss,
-            packed=packed,
+            packed=self.fast.packed,
+            share_prefix=self.fast.prefix,
             callbacks=[*callbacks, stop, self.progress],
         )
 
@@ -283,7 +268,7 @@ def longest_row(rows: Dataset) -> int:
     """Tokens of the longest row; 0 for none."""
     lengths = (batch["input_ids"].combine_chunks().value_lengths()  # type: ignore[call-overload, index, union-attr]
                for batch in rows.with_format("arrow").iter(1000))  # fmt: skip
-    return max((max(array.to_pylist()) for array in lengths), default=0)
+    return max((int(array.to_numpy(zero_copy_only=False).max()) for array in lengths), default=0)
 
 
 def fingerprint(rows: Dataset) -> str:

@@ -1,10 +1,10 @@
 """The loss of a causal language model at its label positions, with logits nowhere else."""
 
 import inspect
-from collections.abc import Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -12,12 +12,11 @@ from torch.nn import functional as F
 from transformers import PreTrainedModel
 
 from lorafit.kernels.linear_cross_entropy import linear_cross_entropy
-from lorafit.train.attention import AttentionNotSupported, attention_by_document, can_attend_by_document
-from lorafit.train.batches import IGNORED, Document, MicroBatch, pack
+from lorafit.lora.layers.base import LoraLayer
+from lorafit.train.batches import Document, MicroBatch
 
-# Relative error (L2) that rounding alone can make between two ways to compute the same figures.
+# Relative error (L2) that rounding alone can make between two ways to compute the same logits.
 ROUNDING = {torch.float64: 1e-9, torch.float32: 1e-4, torch.bfloat16: 0.04, torch.float16: 0.02}
-CHECKED_DOCUMENTS, CHECKED_TOKENS = 4, 64
 
 
 @dataclass(frozen=True)
@@ -39,6 +38,37 @@ class LinearHead:
         return linear_cross_entropy(hidden, weight, targets, bias, scale=self.scale, softcap=self.softcap)
 
 
+class DocumentLoss(Protocol):
+    """What the trainer, and the trial of the fast path, need of a task's loss.
+
+    Attributes:
+        model: what is trained.
+        head: a head that is computed by us; None is the model's own.
+        can_pack: whether the model takes what packing needs.
+        can_share_prefix: whether packed documents that begin alike may be computed alike up to there.
+        by_document: whether packed batches attend by document.
+    """
+
+    model: PreTrainedModel
+    head: LinearHead | None
+    can_pack: bool
+    can_share_prefix: bool
+
+    @property
+    def by_document(self) -> bool: ...  # noqa: D102
+
+    @by_document.setter
+    def by_document(self, value: bool) -> None: ...
+
+    def document(self, row: Mapping[str, Any], /) -> Document:
+        """What a row gives to a batch: what is read, and what each position predicts."""
+        ...
+
+    def __call__(self, batch: MicroBatch, /) -> Tensor:
+        """Losses in nats of the batch's targets, (targets,), float32."""
+        ...
+
+
 class LabelLoss:
     """Cross entropy of each labelled token of a micro-batch.
 
@@ -58,14 +88,17 @@ class LabelLoss:
         self.head = recognize_head(model)
         self._own_arguments = inspect.signature(model.forward).parameters
         self.can_pack = "position_ids" in self._own_arguments
+        self.can_share_prefix = not _drops(model)  # with dropout each document would have drawn its own
         self.by_document = False
+
+    document = staticmethod(Document.of)
 
     def __call__(self, batch: MicroBatch) -> Tensor:
         """Losses in nats of the batch's targets, (labels,), float32."""
         rows, columns = batch.labelled
         inputs: dict[str, Any] = {**batch.inputs, "use_cache": False}
         if self.by_document:
-            inputs["document_lengths"] = batch.document_lengths
+            inputs |= {"document_lengths": batch.document_lengths, "shared_prefix": batch.shared_prefix}
         if self.head is not None:
             hidden = _decoder_of(self.model)(**inputs).last_hidden_state  # (batch, length, d)
             return self.head.losses(hidden[rows, columns], batch.targets)
@@ -74,7 +107,22 @@ class LabelLoss:
             logits = self.model(**inputs, logits_to_keep=kept).logits
         else:
             logits = self.model(**inputs).logits
-        return F.cross_entropy(logits[rows, columns].float(), batch.targets, reduction="none")
+        logits = logits[rows, columns]
+        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+        return F.cross_entropy(logits, batch.targets, reduction="none")
+
+
+def _drops(model: PreTrainedModel) -> bool:
+    """Whether anything is dropped in training: by a module, by a rate that a module holds, by an adapter."""
+
+    def drops(module: nn.Module) -> bool:
+        if isinstance(module, LoraLayer) and any(module.lora_dropout.values()):
+            return True
+        rates = {name: value for name, value in vars(module).items() if isinstance(value, float)}
+        dropout = isinstance(module, nn.modules.dropout._DropoutNd)
+        return any(rate > 0 for name, rate in rates.items() if "drop" in name or dropout)
+
+    return any(map(drops, model.modules()))
 
 
 def _decoder_of(model: PreTrainedModel) -> Any:
@@ -103,52 +151,6 @@ def recognize_head(model: PreTrainedModel) -> LinearHead | None:
         ours = head.logits(_decoder_of(model)(input_ids=input_ids, use_cache=False).last_hidden_state)
         own = model(input_ids=input_ids, use_cache=False).logits
     return head if ours.shape == own.shape and _differ_by(ours, own) < ROUNDING[linear.weight.dtype] else None
-
-
-def choose_packing(loss: LabelLoss, documents: Sequence[Document]) -> bool:
-    """Whether documents can share a row; sets `loss.by_document` where attention by document is exact as well."""
-    for by_document in (True, False) if can_attend_by_document(loss.model) else (False,):
-        loss.by_document = by_document
-        if packing_is_exact(loss, documents):
-            return True
-    return False
-
-
-def packing_is_exact(loss: LabelLoss, documents: Sequence[Document]) -> bool:
-    """Whether documents in a pack score what each scores alone, through the plain model.
-
-    A layer that mixes positions other than by attention (state space, convolution) lets documents leak into each other;
-    no list of model types is needed to see it.
-
-    Args:
-        loss: the loss that training will use.
-        documents: a few of the run's; up to four are cut to at most 64 tokens around their first label.
-    """
-    if not loss.can_pack:
-        return False
-    windows = [_window(document) for document in documents if len(document)]
-    windows = (windows * 2)[:CHECKED_DOCUMENTS]  # a single document is its own neighbour
-    with evaluating(loss.model):
-        try:
-            with attention_by_document(loss.model) if loss.by_document else nullcontext():
-                packed = loss(pack(windows).to(loss.model.device))
-        except AttentionNotSupported:
-            return False
-        alone = torch.cat([_plain_losses(loss.model, window) for window in windows])
-    return _differ_by(packed, alone) < ROUNDING[loss.model.dtype]
-
-
-def _window(document: Document) -> Document:
-    first = next(i for i, target in enumerate(document.targets) if target != IGNORED)
-    part = slice(max(0, first - 3 * CHECKED_TOKENS // 4), None)
-    return Document(document.input_ids[part][:CHECKED_TOKENS], document.targets[part][:CHECKED_TOKENS])
-
-
-def _plain_losses(model: PreTrainedModel, document: Document) -> Tensor:
-    input_ids = torch.tensor([document.input_ids], device=model.device)
-    targets = torch.tensor(document.targets, device=model.device)
-    losses = F.cross_entropy(model(input_ids=input_ids, use_cache=False).logits[0].float(), targets, reduction="none")
-    return losses[targets != IGNORED]
 
 
 def _differ_by(ours: Tensor, own: Tensor) -> float:

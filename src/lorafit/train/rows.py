@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from transformers import PreTrainedTokenizerBase
 
-from lorafit.data import Prepared, prepare
+from lorafit.data import Prepared, PreparedClasses, prepare, prepare_classification
 from lorafit.recipe import Recipe
 
 
@@ -34,4 +34,34 @@ def prepare_rows(
         format=data.format,
         train_on=data.train_on,
         chat_template=data.chat_template if chat_template is None else chat_template,
+        cache=data.cache,
+    )
+
+
+def prepare_classes(
+    recipe: Recipe,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    labels: Sequence[str] | None = None,
+    files: Sequence[str] = (),
+) -> PreparedClasses:
+    """What `prepare_classification` gives for the recipe's `data` section.
+
+    Args:
+        recipe: the settings.
+        tokenizer: of the base model.
+        labels: the class names of a finished run.
+        files: other rows, all of them held out.
+    """
+    data = recipe.data
+    return prepare_classification(
+        files or data.train_files,
+        tokenizer,
+        text_columns=data.text_column,
+        label_column=data.label_column,
+        labels=labels,
+        validation_files=files or data.validation_files,
+        validation_share=data.validation_share,
+        seed=recipe.train.seed,
+        max_length=data.max_length,
     )

@@ -16,8 +16,11 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from lorafit.data import Template
+    from lorafit.models import ResolvedModel
     from lorafit.recipe import Recipe
+    from lorafit.recipe.settings import ModelSettings
 
+LABELS_FILE = "labels.json"  # class names beside an adapter: config.json's `id2label` and `label2id`
 STATES = ("running", "interrupted", "finished", "failed")
 REPORTED_VERSIONS = ("lorafit", "torch", "transformers", "accelerate", "datasets", "safetensors")
 
@@ -45,7 +48,8 @@ class Run:
     """A directory with all there is to know about one training.
 
     `recipe.yaml` holds the settings, `run.json` state, versions and figures, `metrics.jsonl` an object a logged step,
-    `adapter/` the best adapter so far in PEFT's format with its chat template, `checkpoints/` what `--resume` needs.
+    `adapter/` the best adapter so far in PEFT's format with its chat template or class names, `checkpoints/` what
+    `--resume` needs.
 
     Attributes:
         directory: its path.
@@ -164,12 +168,13 @@ class Run:
         kept = [json.dumps(row) + "\n" for row in self.metrics() if row["step"] <= step]
         write_atomically(self.directory / "metrics.jsonl", "".join(kept))
 
-    def save_adapter(self, model: "PreTrainedModel", template: "Template") -> None:
-        """Write the model's adapter to `adapter/`, with the chat template it is trained with."""
+    def save_adapter(self, model: "PreTrainedModel", beside: Mapping[str, str]) -> None:
+        """Write the model's adapter to `adapter/`, and beside it what it is used with: texts by file name."""
         from lorafit.lora import save_adapter
 
         self.adapter.mkdir(exist_ok=True)
-        write_atomically(self.adapter / "chat_template.jinja", template.source)
+        for name, text in beside.items():
+            write_atomically(self.adapter / name, text)
         save_adapter(model, self.adapter)
 
     @property
@@ -187,18 +192,13 @@ class Run:
             The model in evaluation mode, its tokenizer, the template.
 
         Raises:
-            RunError: The run has saved no adapter yet.
+            RunError: The run has saved no adapter yet, or it is a classifier.
         """
-        if not self.has_adapter:
-            state = self.record["state"]
-            raise RunError(f"{self.directory} (state: {state}) has no adapter yet; go on with: {self.resume_command}")
+        resolved, tokenizer, settings = self._base("sft")
         from lorafit.data import Template
         from lorafit.lora import load_adapter, merge_and_unload
-        from lorafit.models import load_model, load_tokenizer, resolve
+        from lorafit.models import load_model
 
-        settings, base = self.recipe.model, self.record["model"]
-        resolved = resolve(base["reference"], revision=base["revision"])
-        tokenizer = load_tokenizer(resolved, trust_remote_code=settings.trust_remote_code)
         model = load_model(
             resolved, dtype=settings.dtype, device=settings.device, trust_remote_code=settings.trust_remote_code
         )
@@ -207,6 +207,51 @@ class Run:
         if merge:
             merge_and_unload(model)  # in place
         return model.eval(), tokenizer, Template(tokenizer, source)
+
+    def load_classifier(self) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase, tuple[str, ...]]":
+        """Load the base model of a classification with the run's adapter and head, its tokenizer, the class names.
+
+        Without its adapter the model has the head that training started from.
+
+        Raises:
+            RunError: The run has saved no adapter yet, or it is no classification.
+        """
+        resolved, tokenizer, settings = self._base("classification")
+        from transformers import set_seed
+
+        from lorafit.lora import load_adapter
+        from lorafit.models import load_classifier
+
+        names = json.loads((self.adapter / LABELS_FILE).read_text(encoding="utf-8"))["id2label"]
+        labels = tuple(names[str(i)] for i in range(len(names)))
+        set_seed(self.recipe.train.seed)
+        model, _ = load_classifier(
+            resolved,
+            labels,
+            dtype=settings.dtype,
+            device=settings.device,
+            trust_remote_code=settings.trust_remote_code,
+        )
+        load_adapter(model, self.adapter)
+        return model.eval(), tokenizer, labels
+
+    def _base(self, task: str) -> "tuple[ResolvedModel, PreTrainedTokenizerBase, ModelSettings]":
+        """Base model and tokenizer of a run that has an adapter for `task`."""
+        if (own := self.recipe.task) != task:
+            raise RunError(
+                f"{self.directory} is a classification, which writes no text and is not exported yet: measure it with "
+                f"`lorafit eval {shlex.quote(str(self.directory))}`"
+                if own == "classification"
+                else f"{self.directory} generates text and is no classification"
+            )
+        if not self.has_adapter:
+            state = self.record["state"]
+            raise RunError(f"{self.directory} (state: {state}) has no adapter yet; go on with: {self.resume_command}")
+        from lorafit.models import load_tokenizer, resolve
+
+        settings, base = self.recipe.model, self.record["model"]
+        resolved = resolve(base["reference"], revision=base["revision"])
+        return resolved, load_tokenizer(resolved, trust_remote_code=settings.trust_remote_code), settings
 
 
 def _now() -> str:

@@ -2,7 +2,7 @@
 
 import math
 import time
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from lorafit.recipe import TrainSettings
 from lorafit.train.batches import ShuffledSteps, StepCollator
 from lorafit.train.callbacks import StopEarly
 from lorafit.train.checkpoint import load_optimizer, prune, read_state, restore_random_states, save_checkpoint
-from lorafit.train.loss import LabelLoss, evaluating
+from lorafit.train.loss import DocumentLoss, evaluating
 from lorafit.train.memory import peak_memory_bytes
 
 TENTH = 0.1
@@ -57,13 +57,14 @@ class LoraTrainer(Trainer):
     `token_budget` sets memory and speed but never the result.
 
     Args:
-        model: a causal language model with an adapter.
+        model: a causal language model or a classifier, with an adapter.
         settings: the recipe's `train` section.
-        train: rows with `input_ids` and unshifted `labels`.
+        train: rows with `input_ids` and `labels`: unshifted, a token each; for a classifier the class.
         held_out: rows to evaluate on; None trains without.
         checkpoints: folder of the checkpoints.
         loss: computes the label losses.
         packed: whether documents share a flat row; else they are padded, sorted by length.
+        share_prefix: whether what the documents of a flat row begin with is laid down once.
         callbacks: transformers' callbacks.
     """
 
@@ -75,8 +76,9 @@ class LoraTrainer(Trainer):
         train: Dataset,
         held_out: Dataset | None,
         checkpoints: Path,
-        loss: LabelLoss,
+        loss: DocumentLoss,
         packed: bool = True,
+        share_prefix: bool = False,
         callbacks: list[TrainerCallback] | None = None,
     ) -> None:
         self.settings, self.loss, self.checkpoints = settings, loss, checkpoints
@@ -85,7 +87,10 @@ class LoraTrainer(Trainer):
         self.steps = ShuffledSteps(
             len(train), settings.per_device_train_batch_size * settings.gradient_accumulation_steps, settings.seed
         )
-        self.eval_collator = StepCollator(settings.token_budget, settings.per_device_eval_batch_size, packed)
+        collator = StepCollator(
+            settings.token_budget, settings.per_device_train_batch_size, packed, share_prefix, loss.document
+        )
+        self.eval_collator = replace(collator, rows=settings.per_device_eval_batch_size)
         super().__init__(
             model=model,
             args=training_arguments(
@@ -95,7 +100,7 @@ class LoraTrainer(Trainer):
                 evaluate=held_out is not None,
                 on_cpu=model.device.type == "cpu",
             ),
-            data_collator=StepCollator(settings.token_budget, settings.per_device_train_batch_size, packed),
+            data_collator=collator,
             train_dataset=train,
             eval_dataset=held_out,
             callbacks=[_SetEpoch(self.steps), *(callbacks or [])],
@@ -154,7 +159,7 @@ class LoraTrainer(Trainer):
         return 0
 
     def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix: str = "eval") -> dict[str, float]:
-        """Loss a trained token over all held-out rows, in nats, weighted by token exactly."""
+        """Loss a trained token, or a document's class, over all held-out rows, in nats, each weighted equally."""
         rows: Any = self.held_out if eval_dataset is None else eval_dataset
         total, trained = 0.0, 0
         with evaluating(self.causal_lm):

@@ -1,0 +1,258 @@
+"""Rows of a classification: text, or a pair of texts, and the class it belongs to, as token ids."""
+
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import datasets
+
+from lorafit.data.class_columns import Columns, find_columns
+from lorafit.data.class_summary import ClassSummary
+from lorafit.data.formats import raise_all
+from lorafit.data.read import read
+from lorafit.data.rows import Record
+from lorafit.data.split import split
+from lorafit.data.summary import length_figures
+from lorafit.errors import DataError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+BATCH = 1000
+"""Rows tokenized together."""
+
+
+@dataclass(frozen=True)
+class ClassRow:
+    """One example.
+
+    Attributes:
+        where: Where the row came from (see `Record.where`).
+        text: What is to be classified.
+        pair: The second text of a pair, or None.
+        label: The name of its class.
+    """
+
+    where: str
+    text: str
+    pair: str | None
+    label: str
+
+    @property
+    def prompt_key(self) -> str:
+        """The text with whitespace normalized: rows that share it belong on one side of the split."""
+        return "\x1f".join(" ".join(part.split()) for part in (self.text, self.pair or ""))
+
+    @property
+    def identity(self) -> str:
+        """Text and class: equal for duplicates."""
+        return f"{self.prompt_key}\x1e{self.label}"
+
+
+@dataclass(frozen=True)
+class PreparedClasses:
+    """Rows ready to train a classifier on.
+
+    Attributes:
+        train: Columns `input_ids` (int32), `labels` (a list of one class id) and, for pairs whose model tells them
+            apart, `token_type_ids`.
+        held_out: The same for the rows kept out of training.
+        held_out_rows: The rows of `held_out`, in its order.
+        labels: The class names; a class's id is its place.
+        summary: The figures to show before training.
+    """
+
+    train: datasets.Dataset
+    held_out: datasets.Dataset
+    held_out_rows: list[ClassRow]
+    labels: tuple[str, ...]
+    summary: ClassSummary
+
+
+@dataclass(frozen=True)
+class _Encoded:
+    row: ClassRow
+    input_ids: list[int]
+    token_types: list[int] | None
+    cut: int
+
+
+def prepare_classification(
+    files: Sequence[str],
+    tokenizer: "PreTrainedTokenizerBase",
+    *,
+    text_columns: Sequence[str] = (),
+    label_column: str | None = None,
+    labels: Sequence[str] | None = None,
+    validation_files: Sequence[str] = (),
+    validation_share: float = 0.05,
+    seed: int = 42,
+    max_length: int = 512,
+) -> PreparedClasses:
+    """Reads, recognizes, tokenizes and splits labelled texts.
+
+    Args:
+        files: Paths (.jsonl, .json, .csv, .parquet) or dataset ids of the hub.
+        tokenizer: The base model's.
+        text_columns: The column of the text, or the two of a pair; empty finds them by their usual names.
+        label_column: The column of the class; None finds it.
+        labels: The class names, where they are known already; any other class in the rows is an error.
+        validation_files: Rows to hold out; without any, a share of `files` is held out.
+        validation_share: That share, between 0 and 1; at least 8 and at most 500 rows.
+        seed: Of the choice of held-out rows.
+        max_length: The most tokens a row may have; the end of the (longer) text is cut.
+
+    Raises:
+        DataError: Files are missing or broken, columns not found, labels unusable, fewer than two classes, or no usable
+            row is left.
+    """
+    dropped: dict[str, list[str]] = defaultdict(list)
+    records, validation = read(files), read(validation_files) if validation_files else []
+    columns = find_columns([*records, *validation], text_columns, label_column)
+    rows, others = (list(_rows(part, columns, dropped)) for part in (records, validation))
+    names = _class_names(rows, others, labels)
+    encoded = _encode(rows, tokenizer, max_length)
+    if validation_files:
+        train, held_out = encoded, _encode(others, tokenizer, max_length)
+    else:
+        train, held_out = ([encoded[i] for i in side] for side in split(rows, validation_share, seed))
+    identities = [row.identity for row in rows]
+    known = set(identities)
+    lengths = [len(example.input_ids) for example in train]
+    summary = ClassSummary(
+        rows=len(records),
+        train_rows=len(train),
+        held_out_rows=len(held_out),
+        duplicates=len(identities) - len(known),
+        leaked=sum(row.identity in known for row in others),
+        text_columns=list(columns.texts),
+        label_column=columns.label,
+        unused_columns=columns.unused,
+        classes=_counts(names, train),
+        held_out_classes=_counts(names, held_out),
+        tokens=length_figures([len(example.input_ids) + example.cut for example in train], lengths),
+        max_length=max_length,
+        cut_rows=sum(example.cut > 0 for example in (*train, *held_out)),
+        dropped=dict(dropped),
+    )
+    ids = {name: i for i, name in enumerate(names)}
+    return PreparedClasses(
+        _dataset(train, ids), _dataset(held_out, ids), [example.row for example in held_out], names, summary
+    )
+
+
+def _rows(records: Sequence[Record], columns: Columns, dropped: dict[str, list[str]]) -> Iterator[ClassRow]:
+    """The usable rows; the others are noted in `dropped` if empty, and an error if malformed."""
+    problems = []
+    for record in records:
+        texts = [record.value.get(name) for name in columns.texts]
+        label = record.value.get(columns.label)
+        try:
+            row = ClassRow(record.where, *_texts(columns, texts), _class_name(columns, label))
+        except DataError as error:
+            problems.append(f"{record.where}: {error}")
+            continue
+        if not row.text.strip() or (row.pair is not None and not row.pair.strip()):
+            dropped["empty text"].append(record.where)
+        elif not row.label:
+            dropped["no label"].append(record.where)
+        else:
+            yield row
+    raise_all(f"{len(problems):,} rows cannot be used", problems)
+
+
+def _texts(columns: Columns, texts: list[Any]) -> tuple[str, str | None]:
+    for name, text in zip(columns.texts, texts, strict=True):
+        if text is not None and not isinstance(text, str):
+            raise DataError(f"{name!r} is {type(text).__name__}, not text; name the text with data.text_column")
+    return texts[0] or "", (texts[1] or "") if len(texts) == 2 else None
+
+
+def _class_name(columns: Columns, label: Any) -> str:
+    if label is None:
+        return ""
+    if isinstance(label, float) and label.is_integer():  # a column of whole numbers with gaps
+        label = int(label)
+    if not isinstance(label, str | int):
+        raise DataError(
+            f"{columns.label!r} is {label!r}; a class is a name or a whole number (several labels a row, and "
+            "regression, are not supported)"
+        )
+    return str(label).strip()
+
+
+def _class_names(rows: Sequence[ClassRow], others: Sequence[ClassRow], labels: Sequence[str] | None) -> tuple[str, ...]:
+    """The classes in their order: whole numbers by size, names by their letters."""
+    found = {row.label for row in rows}
+    if not found:
+        raise DataError("no training row can be used: each needs a text and a label")
+    names = tuple(labels) if labels is not None else tuple(sorted(found, key=_sort_key(found)))
+    if len(names) < 2:
+        raise DataError(f"every row has the label {next(iter(found))!r}; a classification needs at least two classes")
+    strange = [row for row in (*rows, *others) if row.label not in names]
+    if strange:
+        shown = ", ".join(sorted({repr(row.label) for row in strange})[:5])
+        raise DataError(
+            f"{len(strange):,} rows (the first is {strange[0].where}) have a label that was not trained: {shown}; the "
+            f"classes are {', '.join(names[:20])}"
+        )
+    return names
+
+
+def _sort_key(found: set[str]) -> Any:
+    return int if all(name.removeprefix("-").isdecimal() for name in found) else str
+
+
+def _encode(rows: Sequence[ClassRow], tokenizer: "PreTrainedTokenizerBase", max_length: int) -> list[_Encoded]:
+    encoded = []
+    for start in range(0, len(rows), BATCH):
+        batch = rows[start : start + BATCH]
+        whole = _tokenize(batch, tokenizer, None)
+        long = [i for i, ids in enumerate(whole["input_ids"]) if len(ids) > max_length]
+        short = dict(zip(long, _by_row(_tokenize([batch[i] for i in long], tokenizer, max_length)), strict=True))
+        for i, (row, tokens) in enumerate(zip(batch, _by_row(whole), strict=True)):
+            ids, types = short.get(i) or tokens
+            told_apart = types if types is not None and any(types) else None
+            encoded.append(_Encoded(row, ids, told_apart, len(whole["input_ids"][i]) - len(ids)))
+    return encoded
+
+
+def _tokenize(
+    rows: Sequence[ClassRow], tokenizer: "PreTrainedTokenizerBase", max_length: int | None
+) -> dict[str, list[list[int]]]:
+    if not rows:
+        return {"input_ids": []}
+    texts, pairs = [row.text for row in rows], [row.pair for row in rows if row.pair is not None] or None
+    if pairs and tokenizer.sep_token is None:  # a language model's tokenizer would join them without a border
+        texts, pairs = [f"{row.text}\n{row.pair}" for row in rows], None
+    encoding = tokenizer(
+        texts,
+        pairs,
+        truncation=max_length is not None,
+        max_length=max_length,
+        verbose=False,
+        return_attention_mask=False,
+    )
+    return dict(encoding)
+
+
+def _by_row(encoding: dict[str, list[list[int]]]) -> Iterator[tuple[list[int], list[int] | None]]:
+    types = encoding.get("token_type_ids") or [None] * len(encoding["input_ids"])
+    return zip(encoding["input_ids"], types, strict=True)
+
+
+def _counts(names: Sequence[str], examples: Sequence[_Encoded]) -> dict[str, int]:
+    counts = Counter(example.row.label for example in examples)
+    return {name: counts[name] for name in names}
+
+
+def _dataset(examples: Sequence[_Encoded], ids: dict[str, int]) -> datasets.Dataset:
+    tokens = datasets.List(datasets.Value("int32"))
+    columns: dict[str, list[list[int]]] = {
+        "input_ids": [example.input_ids for example in examples],
+        "labels": [[ids[example.row.label]] for example in examples],
+    }
+    if any(example.token_types for example in examples):
+        columns["token_type_ids"] = [example.token_types or [0] * len(example.input_ids) for example in examples]
+    return datasets.Dataset.from_dict(columns, features=datasets.Features(dict.fromkeys(columns, tokens)))

@@ -1,0 +1,131 @@
+"""What differs between tasks on the way from a recipe to an adapter; everything else is the same code."""
+
+import json
+from dataclasses import replace
+from typing import Any, Generic, Protocol, TypeVar
+
+from datasets import Dataset
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
+
+from lorafit.data import ClassSummary, Prepared, PreparedClasses, Summary
+from lorafit.errors import ModelError
+from lorafit.lora import LoraConfig, attach
+from lorafit.models import ResolvedModel, load_classifier, load_model
+from lorafit.recipe import Recipe
+from lorafit.train.classification import ClassificationLoss
+from lorafit.train.loss import DocumentLoss, LabelLoss
+from lorafit.train.rows import prepare_classes, prepare_rows
+from lorafit.train.run import LABELS_FILE
+
+
+class Rows(Protocol):
+    """What every task's prepared rows have."""
+
+    @property
+    def train(self) -> Dataset: ...  # noqa: D102
+
+    @property
+    def held_out(self) -> Dataset: ...  # noqa: D102
+
+    @property
+    def summary(self) -> Summary | ClassSummary: ...  # noqa: D102
+
+
+RowsT = TypeVar("RowsT", bound=Rows)
+
+
+class Task(Protocol, Generic[RowsT]):
+    """A task of the recipe."""
+
+    def prepare(self, recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> RowsT:
+        """The rows to train on and to hold out."""
+        ...
+
+    def adapted_model(self, resolved: ResolvedModel, recipe: Recipe, tokenizer: Any, rows: RowsT) -> PreTrainedModel:
+        """The base model with a fresh adapter."""
+        ...
+
+    def loss(self, model: PreTrainedModel) -> DocumentLoss:
+        """What training minimizes."""
+        ...
+
+    def beside_adapter(self, rows: RowsT) -> dict[str, str]:
+        """What an adapter is saved with: texts by file name."""
+        ...
+
+
+class TextGeneration:
+    """`task: sft`."""
+
+    def prepare(self, recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> Prepared:
+        """Conversations and texts as tokens."""
+        return prepare_rows(recipe, tokenizer)
+
+    def adapted_model(self, resolved: ResolvedModel, recipe: Recipe, tokenizer: Any, rows: Prepared) -> PreTrainedModel:
+        """A causal language model; any other is a ModelError."""
+        model = load_model(resolved, **_loading(recipe))
+        if model.config.is_encoder_decoder or not model.can_generate():
+            raise ModelError(
+                f"{resolved.reference} is a {type(model).__name__}; task sft trains causal language models only: "
+                "give one, such as demo:gemma-3-270m, or set task: classification"
+            )
+        set_seed(recipe.train.seed)
+        attach(model, _lora_config(recipe))
+        return model
+
+    def loss(self, model: PreTrainedModel) -> LabelLoss:
+        """Cross entropy of each labelled token."""
+        return LabelLoss(model)
+
+    def beside_adapter(self, rows: Prepared) -> dict[str, str]:
+        """The chat template."""
+        return {"chat_template.jinja": rows.template.source}
+
+
+class Classification:
+    """`task: classification`."""
+
+    def prepare(self, recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> PreparedClasses:
+        """Labelled texts as tokens."""
+        return prepare_classes(recipe, tokenizer)
+
+    def adapted_model(
+        self, resolved: ResolvedModel, recipe: Recipe, tokenizer: Any, rows: PreparedClasses
+    ) -> PreTrainedModel:
+        """A classifier whose head is drawn from the recipe's seed, and trained whole beside the adapter."""
+        set_seed(recipe.train.seed)
+        model, fresh = load_classifier(resolved, rows.labels, **_loading(recipe))
+        config = model.config.get_text_config()
+        if config.pad_token_id is None:  # decoders find the last token of padded texts by it
+            config.pad_token_id = tokenizer.pad_token_id
+        set_seed(recipe.train.seed)
+        asked = _lora_config(recipe)
+        saved: set[str] = {*(asked.modules_to_save or []), *fresh}
+        attach(model, replace(asked, modules_to_save=_outermost(saved) or None))
+        return model
+
+    def loss(self, model: PreTrainedModel) -> ClassificationLoss:
+        """Cross entropy of each document's class."""
+        return ClassificationLoss(model)
+
+    def beside_adapter(self, rows: PreparedClasses) -> dict[str, str]:
+        """The class names, as transformers' config.json has them."""
+        names = {"id2label": dict(enumerate(rows.labels)), "label2id": {name: i for i, name in enumerate(rows.labels)}}
+        return {LABELS_FILE: json.dumps(names, indent=2, ensure_ascii=False) + "\n"}
+
+
+TASKS: dict[str, Task[Any]] = {"sft": TextGeneration(), "classification": Classification()}
+
+
+def _loading(recipe: Recipe) -> dict[str, Any]:
+    model = recipe.model
+    return {"dtype": model.dtype, "device": model.device, "trust_remote_code": model.trust_remote_code}
+
+
+def _lora_config(recipe: Recipe) -> LoraConfig:
+    return LoraConfig.from_dict({**recipe.lora.model_dump(), "task_type": recipe.adapter_task_type})
+
+
+def _outermost(names: set[str]) -> list[str]:
+    """Without the names that lie inside a head that the task's type saves whole anyway (`classifier.dense`)."""
+    return sorted(name for name in names if name.partition(".")[0] not in ("classifier", "score"))

@@ -1,0 +1,163 @@
+"""`task: classification` from rows to a measured run, over a tiny BERT."""
+
+import json
+import os
+import signal
+from pathlib import Path
+
+import peft
+import pytest
+import torch
+from transformers import AutoModelForSequenceClassification, AutoTokenizer, BertConfig, BertModel, BertTokenizer
+
+from lorafit.cli.main import main
+from lorafit.errors import RunError
+from lorafit.lora import disabled
+from lorafit.recipe import load_recipe
+from lorafit.train import Run, train
+from lorafit.train.callbacks import ShowProgress
+
+WORDS = ["who", "where", "what", *(f"w{n}" for n in range(20))]
+CLASSES = {"who": "HUM", "where": "LOC", "what": "ENTY"}
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A BERT without a head, as encoders are shared."""
+    folder = tmp_path_factory.mktemp("bert")
+    torch.manual_seed(0)
+    vocabulary = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS]
+    config = BertConfig(vocab_size=len(vocabulary), hidden_size=32, num_hidden_layers=2, num_attention_heads=4,
+                        intermediate_size=48, max_position_embeddings=32, initializer_range=0.2)  # fmt: skip
+    BertModel(config).save_pretrained(folder)
+    BertTokenizer(vocab={word: i for i, word in enumerate(vocabulary)}).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def rows(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    file = tmp_path_factory.mktemp("rows") / "questions.csv"
+    lines = [f"{WORDS[n % 3]} w{n % 20} w{n * 7 % 19},{CLASSES[WORDS[n % 3]]}" for n in range(150)]
+    file.write_text("text,label\n" + "\n".join(lines) + "\n")
+    return file
+
+
+def recipe(base: Path, rows: Path, folder: Path, *sets: str):
+    settings = ["task=classification", "train.learning_rate=0.01", "data.max_length=32", "lora.r=4", *sets]
+    return load_recipe(model=str(base), data=str(rows), output_dir=str(folder), sets=settings)
+
+
+@pytest.fixture(scope="module")
+def run(base: Path, rows: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("runs") / "questions"
+    command = ["train", "--model", base, "--data", rows, "--output-dir", folder, "--set", "task=classification"]
+    settings = ["train.learning_rate=0.01", "data.max_length=32", "lora.r=4"]
+    assert main([*map(str, command), *(word for setting in settings for word in ("--set", setting))]) == 0
+    return folder
+
+
+def test_a_run_learns_and_is_measured(run: Path):
+    metrics = json.loads((run / "eval.json").read_text())
+    assert set(metrics) == {"accuracy", "macro_f1", "loss"}
+    assert metrics["accuracy"]["tuned"] > 0.9 > metrics["accuracy"]["base"]
+    record = Run.open(run).record
+    assert record["fast"]["packed"] and record["fast"]["attention"] and record["state"] == "finished"
+    assert record["data"]["summary"]["label_column"] == "label"
+    samples = [json.loads(line) for line in (run / "samples.jsonl").read_text().splitlines()]
+    assert len(samples) == 8 and set(samples[0]) == {"prompt", "reference", "base", "tuned"}
+    assert {sample["tuned"] for sample in samples} <= set(CLASSES.values())
+    losses = [row["eval_loss"] for row in Run.open(run).metrics() if "eval_loss" in row]
+    assert min(losses) == pytest.approx(metrics["loss"]["tuned"], rel=1e-4)  # packed as padded
+
+
+@pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")  # PEFT asks for it
+def test_the_adapter_is_peft_s_own_with_the_class_names_beside_it(run: Path, base: Path):
+    config = json.loads((run / "adapter" / "adapter_config.json").read_text())
+    assert (config["task_type"], config["modules_to_save"]) == ("SEQ_CLS", ["classifier"])
+    names = json.loads((run / "adapter" / "labels.json").read_text())
+    assert names["label2id"] == {"ENTY": 0, "HUM": 1, "LOC": 2} and names["id2label"]["0"] == "ENTY"
+    model, tokenizer, labels = Run.open(run).load_classifier()
+    assert labels == ("ENTY", "HUM", "LOC") and model.config.id2label == {0: "ENTY", 1: "HUM", 2: "LOC"}
+    torch.manual_seed(1)
+    theirs = AutoModelForSequenceClassification.from_pretrained(base, num_labels=3)
+    theirs = peft.PeftModel.from_pretrained(theirs, run / "adapter").eval()
+    inputs = tokenizer("where w1 w2", return_tensors="pt")
+    with torch.no_grad():
+        torch.testing.assert_close(theirs(**inputs).logits, model(**inputs).logits, rtol=1e-4, atol=1e-5)
+    assert labels[int(model(**inputs).logits.argmax())] == "LOC"
+
+
+def test_a_reload_has_the_untrained_head_that_training_started_from(run: Path, base: Path, rows: Path, tmp_path: Path):
+    trained = train(recipe(base, rows, tmp_path / "one", "train.max_steps=1"), on_notice=lambda line: None)
+    inputs = AutoTokenizer.from_pretrained(base)("who w1", return_tensors="pt")
+    again = Run.open(run).load_classifier()[0]
+    with torch.no_grad(), disabled(again), disabled(trained.model):
+        assert torch.equal(again(**inputs).logits, trained.model(**inputs).logits)
+
+
+def test_eval_repeats_the_figures_and_takes_other_rows(capsys: pytest.CaptureFixture[str], run: Path, tmp_path: Path):
+    before = json.loads((run / "eval.json").read_text())
+    capsys.readouterr()
+    assert main(["eval", str(run), "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["metrics"] == before and found["verdict"]["kind"] == "improved" and found["rows"] == 8
+    other = tmp_path / "other.jsonl"
+    other.write_text('{"text": "who w3 w4", "label": "HUM"}\n{"text": "where w9 w1", "label": "LOC"}\n')
+    assert main(["eval", str(run), "--data", str(other)]) == 0
+    output = capsys.readouterr().out
+    assert "2 held-out rows" in output and "is right on 50.0%" in output and "100.0 %" in output
+    other.write_text('{"text": "who w3 w4", "label": "NEW"}\n')
+    assert main(["eval", str(run), "--data", str(other)]) == 2
+    assert "a label that was not trained: 'NEW'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("verb", [["generate", "--prompt", "x"], ["chat"], ["export", "--output-dir", "merged"]])
+def test_verbs_that_need_text_refuse(capsys: pytest.CaptureFixture[str], run: Path, verb: list[str]):
+    assert main([verb[0], str(run), *verb[1:]]) == 2
+    errors = capsys.readouterr().err
+    assert f"{run} is a classification, which writes no text" in errors and f"with `lorafit eval {run}`" in errors
+
+
+def test_a_run_that_generates_is_no_classification(tiny_run: Path):
+    with pytest.raises(RunError, match="generates text and is no classification"):
+        Run.open(tiny_run).load_classifier()
+
+
+def test_a_resumed_run_ends_like_one_that_never_stopped(base: Path, rows: Path, tmp_path: Path, monkeypatch):
+    whole = train(recipe(base, rows, tmp_path / "whole", "train.max_steps=8"), on_notice=lambda line: None)
+
+    def stop(self, args, state, control, **kwargs) -> None:
+        if state.global_step == 4:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ShowProgress, "on_step_begin", stop)
+        part = train(recipe(base, rows, tmp_path / "part", "train.max_steps=8"), on_notice=lambda line: None)
+    assert part.interrupted
+    resumed = train(Run.open(tmp_path / "part").recipe, resume=True, on_notice=lambda line: None)
+    ours, expected = ((run.adapter / "adapter_model.safetensors").read_bytes() for run in (resumed.run, whole.run))
+    assert ours == expected
+
+
+def test_fast_off_trains_the_plain_padded_model_alike(base: Path, rows: Path, tmp_path: Path):
+    losses = []
+    for fast in ("true", "false"):
+        sets = f"train.fast={fast}", "train.max_steps=4", "lora.lora_dropout=0.0"
+        config = json.loads((base / "config.json").read_text())
+        config |= {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+        (base / "config.json").write_text(json.dumps(config))
+        trained = train(recipe(base, rows, tmp_path / fast, *sets), on_notice=lambda line: None)
+        losses.append([row["loss"] for row in trained.run.metrics() if "loss" in row])
+        assert trained.run.record["fast"]["packed"] == (fast == "true")
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+
+
+def test_settings_of_the_other_task_are_refused():
+    with pytest.raises(ValueError, match=r"data.format = 'chat' is for task sft, not for classification"):
+        load_recipe(model="m", data="d", sets=["task=classification", "data.format=chat"])
+    with pytest.raises(ValueError, match=r"data.label_column = 'x' is for task classification"):
+        load_recipe(model="m", data="d", sets=["data.label_column=x"])
+    with pytest.raises(ValueError, match=r"lora.task_type is SEQ_CLS for task classification"):
+        load_recipe(model="m", data="d", sets=["task=classification", "lora.task_type=CAUSAL_LM"])
+    single = load_recipe(model="m", data="d", sets=["task=classification", "data.text_column=q"])
+    assert single.data.text_column == ["q"]

@@ -1,0 +1,131 @@
+import pytest
+import torch
+from tiny_classifiers import CLASSIFIERS, class_rows, tiny_classifier
+from torch import nn
+from torch.nn import functional as F
+from transformers.models.bert.modeling_bert import BertLayer
+
+from lorafit.lora import LoraConfig, attach
+from lorafit.train.batches import StepCollator
+from lorafit.train.classification import ClassificationLoss
+from lorafit.train.fast import PLAIN, choose_fast_path
+from lorafit.train.first_tokens import FirstTokenLayer
+
+POOLED = {
+    "bert": "first", "roberta": "first", "electra": "first", "modernbert": "first",
+    "gpt2": "last", "llama": "last", "qwen3": "last",
+    "distilbert": "first", "deberta-v2": "first", "modernbert-mean": None,
+}  # fmt: skip
+NOT_PACKED = {"deberta-v2", "modernbert-mean"}  # relative positions of a kind of its own; a mean over all tokens
+
+
+def adapted(kind):
+    model = tiny_classifier(kind)
+    attach(model, LoraConfig(r=4, target_modules="all-linear", init_lora_weights=False, task_type="SEQ_CLS"))
+    return model
+
+
+def own_gradients(model, rows):
+    """Losses and gradients of the plain model, a document at a time."""
+    losses = []
+    for row in rows:
+        types = {"token_type_ids": torch.tensor([row["token_type_ids"]])} if "token_type_ids" in row else {}
+        logits = model(input_ids=torch.tensor([row["input_ids"]]), **types).logits
+        losses.append(F.cross_entropy(logits, torch.tensor(row["labels"])))
+    (sum(losses) / len(losses)).backward()
+    return torch.stack(losses).detach(), gradients(model)
+
+
+def gradients(model):
+    found = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+    model.zero_grad()
+    return found
+
+
+def step_gradients(model, rows, *, budget=1000, count=16, fast=None):
+    loss = ClassificationLoss(model)
+    fast = fast or choose_fast_path(loss, [loss.document(row) for row in rows[:4]])
+    step = StepCollator(budget, count, fast.packed, document=loss.document)(rows)
+    assert step["trained"] == len(rows) and step["tokens"] == sum(len(row["input_ids"]) for row in rows)
+    losses = []
+    with fast.on(loss):
+        for batch in step["micro_batches"]:
+            values = loss(batch)
+            losses += values.tolist()
+            (values.sum() / step["trained"]).backward()
+    return fast, len(step["micro_batches"]), losses, gradients(model)
+
+
+@pytest.mark.parametrize("kind", CLASSIFIERS)
+def test_the_position_that_the_head_reads_is_found(kind):
+    assert ClassificationLoss(tiny_classifier(kind)).pooled == POOLED[kind]
+
+
+def test_roberta_counts_positions_from_behind_its_padding_token():
+    assert ClassificationLoss(tiny_classifier("roberta")).first_position == 2
+    assert ClassificationLoss(tiny_classifier("bert")).first_position == 0
+
+
+@pytest.mark.parametrize(("budget", "count"), [(1000, 16), (40, 16), (1000, 2)])
+@pytest.mark.parametrize("kind", CLASSIFIERS)
+def test_losses_and_gradients_are_the_plain_model_s(kind, budget, count):
+    model, rows = adapted(kind), class_rows(9)
+    losses, expected = own_gradients(model, rows)
+    fast, batches, ours, found = step_gradients(model, rows, budget=budget, count=count)
+    assert fast.packed == (kind not in NOT_PACKED) and (batches > 1) == ((budget, count) != (1000, 16))
+    torch.testing.assert_close(torch.tensor(sorted(ours)), losses.sort().values, rtol=1e-5, atol=1e-6)
+    assert found.keys() == expected.keys()
+    scale = max(float(gradient.abs().max()) for gradient in expected.values())
+    for name, gradient in found.items():
+        torch.testing.assert_close(gradient, expected[name], rtol=1e-4, atol=1e-5 * scale)
+
+
+def test_the_two_texts_of_a_pair_stay_apart():
+    model, rows = adapted("bert"), class_rows(6, pairs=True)
+    losses, expected = own_gradients(model, rows)
+    for fast in (None, PLAIN):
+        _, _, ours, found = step_gradients(model, rows, fast=fast)
+        torch.testing.assert_close(torch.tensor(sorted(ours)), losses.sort().values, rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+    without = [{key: value for key, value in row.items() if key != "token_type_ids"} for row in rows]
+    assert not torch.allclose(own_gradients(model, without)[0], losses, atol=1e-3)
+
+
+def test_a_packed_encoder_computes_its_last_layer_for_first_tokens_alone():
+    model, rows = adapted("bert"), class_rows(5)
+    seen = []
+    last = model.base_model.encoder.layer[-1]
+    last.intermediate.register_forward_hook(lambda module, arguments, output: seen.append(output.shape[:-1]))
+    fast, *_ = step_gradients(model, rows)
+    assert fast.attention and seen[-1] == (1, 5)
+    assert not isinstance(last, FirstTokenLayer)  # afterwards the model is as it was
+    model(input_ids=torch.tensor([rows[0]["input_ids"]]))
+    assert seen[-1] == (1, len(rows[0]["input_ids"]))
+
+
+def test_a_layer_that_only_looks_like_bert_s_is_noticed(monkeypatch):
+    own = BertLayer.forward
+    monkeypatch.setattr(BertLayer, "forward", lambda self, *args, **kwargs: own(self, *args, **kwargs) * 2)
+    model, rows, lines = adapted("bert"), class_rows(5), []
+    loss = ClassificationLoss(model)
+    fast = choose_fast_path(loss, [loss.document(row) for row in rows[:4]], lines.append)
+    assert not fast.packed and lines[0].startswith("BertForSequenceClassification: attention by document is off")
+    losses, _ = own_gradients(model, rows)
+    _, _, ours, _ = step_gradients(model, rows, fast=fast)
+    torch.testing.assert_close(torch.tensor(sorted(ours)), losses.sort().values, rtol=1e-5, atol=1e-6)
+
+
+def test_dropout_still_drops():
+    model = tiny_classifier("bert")
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.5
+    rows = class_rows(8)
+    loss = ClassificationLoss(model)
+    fast = choose_fast_path(loss, [loss.document(row) for row in rows[:4]])
+    batch = StepCollator(1000, 16, fast.packed, document=loss.document)(rows)["micro_batches"][0]
+    with fast.on(loss), torch.no_grad():
+        still = loss(batch)
+        assert torch.equal(still, loss(batch))
+        model.train()
+        assert not torch.equal(loss(batch), loss(batch))
