@@ -1,4 +1,4 @@
-"""The user's cache: where converted models lie, complete or not at all."""
+"""The user's cache: where converted models and prepared rows lie, complete or not at all."""
 
 import hashlib
 import os

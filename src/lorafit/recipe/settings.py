@@ -312,8 +312,8 @@ class TrainSettings(Settings):
     )
     fast: Annotated[bool, BeforeValidator(_on_or_off)] = Field(
         default=True,
-        description="on or off. Compute without padding, whole logits and spare copies, after trying on the first rows that this "
-        "is exact; off is transformers' own padded computation.",
+        description="on or off. On computes without padding, whole logits and spare copies, after trying on the first "
+        "rows that this is exact; off is transformers' own padded computation.",
     )
     report_to: Annotated[list[Literal["tensorboard", "wandb", "trackio"]], BeforeValidator(_one_or_list)] = Field(
         default_factory=list,
