@@ -25,7 +25,7 @@ ROUNDING = {
     torch.bfloat16: (0.04, 0.15),
     torch.float16: (0.02, 0.08),
 }
-TRIED_DOCUMENTS = 4
+TRIED_DOCUMENTS = 2
 TRIED_START, TRIED_BEFORE, TRIED_AFTER = 8, 16, 8  # tokens of each: its first, those before its first label, and after
 START_OF_B = 0.01  # an update of zero would hide what is wrong with it
 
@@ -90,7 +90,7 @@ def choose_fast_path(
 
     Args:
         loss: the loss that training will use.
-        documents: the run's first; up to four are cut to 32 tokens, at their start and around their first label.
+        documents: the run's first; two are cut to 32 tokens, at their start and around their first label.
         on_notice: told what is left off, one line a part.
     """
     name = type(loss.model).__name__

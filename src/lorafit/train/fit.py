@@ -30,7 +30,7 @@ from lorafit.train.trainer import LoraTrainer
 if TYPE_CHECKING:
     from lorafit.data import ClassSummary, Summary
 
-TRIED_ROWS = 4  # first rows, on which the fast path is tried
+TRIED_ROWS = 2  # first rows, on which the fast path is tried
 
 
 @dataclass
