@@ -1,7 +1,7 @@
 """Small random sequence classifiers of many kinds, and rows for them."""
 
 import torch
-from tiny_models import CONFIGS, VOCABULARY
+from tiny_models import CONFIGS, SIZES, VOCABULARY
 from transformers import (
     AutoModelForSequenceClassification,
     BertConfig,
@@ -14,35 +14,25 @@ from transformers import (
 )
 
 CLASSES = 3
-_SIZES = {
-    "vocab_size": VOCABULARY,
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "num_hidden_layers": 3,
-    "num_attention_heads": 4,
-    "max_position_embeddings": 64,
-    "initializer_range": 0.2,
-    "pad_token_id": 0,
-}
 _QUIET = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
 
 CLASSIFIERS = {
-    "bert": lambda: BertConfig(**_SIZES, **_QUIET),
-    "roberta": lambda: RobertaConfig(**{**_SIZES, "pad_token_id": 1}, **_QUIET),
-    "electra": lambda: ElectraConfig(**_SIZES, **_QUIET, embedding_size=16),
+    "bert": lambda: BertConfig(**SIZES, **_QUIET),
+    "roberta": lambda: RobertaConfig(**{**SIZES, "pad_token_id": 1}, **_QUIET),
+    "electra": lambda: ElectraConfig(**SIZES, **_QUIET, embedding_size=16),
     "distilbert": lambda: DistilBertConfig(
         vocab_size=VOCABULARY, dim=32, hidden_dim=48, n_layers=2, n_heads=4, max_position_embeddings=64,
         initializer_range=0.2, dropout=0.0, attention_dropout=0.0, seq_classif_dropout=0.0,
     ),
     "deberta-v2": lambda: DebertaV2Config(
-        **_SIZES, **_QUIET, pooler_dropout=0.0, relative_attention=True, pos_att_type=["c2p"]
+        **SIZES, **_QUIET, pooler_dropout=0.0, relative_attention=True, pos_att_type=["c2p"]
     ),
     "modernbert": lambda: ModernBertConfig(
-        **_SIZES, classifier_pooling="cls", local_attention=8, cls_token_id=1, sep_token_id=2, bos_token_id=1,
+        **SIZES, classifier_pooling="cls", local_attention=8, cls_token_id=1, sep_token_id=2, bos_token_id=1,
         eos_token_id=2,
     ),
     "modernbert-mean": lambda: ModernBertConfig(
-        **_SIZES, classifier_pooling="mean", local_attention=8, cls_token_id=1, sep_token_id=2, bos_token_id=1,
+        **SIZES, classifier_pooling="mean", local_attention=8, cls_token_id=1, sep_token_id=2, bos_token_id=1,
         eos_token_id=2,
     ),
     "gpt2": lambda: _with_pad(CONFIGS["gpt2"]()),

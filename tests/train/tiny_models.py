@@ -19,16 +19,19 @@ from transformers import (
 
 VOCABULARY = 97
 
-_SIZES = {
+SIZES = {
     "vocab_size": VOCABULARY,
     "hidden_size": 32,
     "intermediate_size": 48,
     "num_hidden_layers": 3,
     "num_attention_heads": 4,
-    "num_key_value_heads": 2,
     "max_position_embeddings": 256,
     "initializer_range": 0.2,  # large, so that what leaks between documents shows
     "pad_token_id": 0,
+}
+_SIZES = {
+    **SIZES,
+    "num_key_value_heads": 2,
     "bos_token_id": 1,
     "eos_token_id": 2,
 }

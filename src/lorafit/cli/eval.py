@@ -53,25 +53,15 @@ def _classification(run: "Run", files: list[str], out: Output) -> dict[str, Any]
 
 def _text(run: "Run", files: list[str], out: Output) -> dict[str, Any]:
     from lorafit.cli.show import show_evaluation
-    from lorafit.evaluate import evaluate, held_out_rows
+    from lorafit.cli.train import evaluate_text
+    from lorafit.evaluate import held_out_rows
 
     recipe = run.recipe
     model, tokenizer, template = run.load_model()
     prepared = held_out_rows(recipe, tokenizer, template, files)
     _check_rows(run, files, prepared.train)
-    rows = prepared.held_out_rows
-    with out.progress("Base against tuned", 2 * (len(rows) + recipe.evaluate.samples)) as on_rows:
-        evaluation = evaluate(
-            model,
-            tokenizer,
-            template,
-            prepared.held_out,
-            rows,
-            settings=recipe.evaluate,
-            seed=recipe.train.seed,
-            history=[] if files else run.metrics(),
-            on_rows=on_rows,
-        )
+    history = [] if files else run.metrics()
+    evaluation = evaluate_text(model, tokenizer, template, prepared, recipe, out, history=history)
     if not files:
         evaluation.write(run.directory)
     show_evaluation(out.console, evaluation)

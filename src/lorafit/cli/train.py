@@ -11,10 +11,10 @@ from lorafit.cli.output import Output, open_output
 from lorafit.errors import ConfigError
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-    from lorafit.data import ClassSummary, Prepared, PreparedClasses
-    from lorafit.evaluate import ClassEvaluation
+    from lorafit.data import ClassSummary, Prepared, PreparedClasses, Template
+    from lorafit.evaluate import ClassEvaluation, Evaluation
     from lorafit.recipe import Recipe
     from lorafit.train import Trained
 
@@ -102,18 +102,20 @@ def _recipe_to_resume(run: Path | None, output_dir: Path | None) -> "Recipe":
 
 
 def _evaluate(trained: "Trained", out: Output) -> dict[str, Any]:
+    from lorafit.cli.show import show_class_evaluation, show_evaluation, show_next
     from lorafit.data import Prepared
 
-    prepared = trained.prepared
+    run, model, prepared = trained.run, trained.model, trained.prepared
+    recipe, history, writes_text = run.recipe, run.metrics(), isinstance(prepared, Prepared)
     if isinstance(prepared, Prepared):
-        return _evaluate_text(trained, prepared, out)
-    from lorafit.cli.show import show_class_evaluation, show_next
-
-    run = trained.run
-    evaluation = evaluate_classification(trained.model, prepared, run.recipe, out, history=run.metrics())
-    evaluation.write(run.directory)
-    show_class_evaluation(out.console, evaluation, run.recipe.evaluate.samples)
-    show_next(out.console, run.directory, writes_text=False)
+        evaluation = evaluate_text(model, trained.tokenizer, trained.template, prepared, recipe, out, history=history)
+        evaluation.write(run.directory)
+        show_evaluation(out.console, evaluation)
+    else:
+        evaluation = evaluate_classification(model, prepared, recipe, out, history=history)
+        evaluation.write(run.directory)
+        show_class_evaluation(out.console, evaluation, recipe.evaluate.samples)
+    show_next(out.console, run.directory, writes_text=writes_text)
     return evaluation.to_dict()
 
 
@@ -142,24 +144,29 @@ def evaluate_classification(
         )
 
 
-def _evaluate_text(trained: "Trained", prepared: "Prepared", out: Output) -> dict[str, Any]:
-    from lorafit.cli.show import show_evaluation, show_next
+def evaluate_text(
+    model: "PreTrainedModel",
+    tokenizer: "PreTrainedTokenizerBase",
+    template: "Template",
+    prepared: "Prepared",
+    recipe: "Recipe",
+    out: Output,
+    *,
+    history: Iterable[Mapping[str, Any]] = (),
+) -> "Evaluation":
+    """Base against tuned language model, with a progress bar."""
     from lorafit.evaluate import evaluate
 
-    run, settings, rows = trained.run, trained.run.recipe, prepared.held_out_rows
-    with out.progress("Base against tuned", 2 * (len(rows) + settings.evaluate.samples)) as on_rows:
-        evaluation = evaluate(
-            trained.model,
-            trained.tokenizer,
-            trained.template,
+    rows = prepared.held_out_rows
+    with out.progress("Base against tuned", 2 * (len(rows) + recipe.evaluate.samples)) as on_rows:
+        return evaluate(
+            model,
+            tokenizer,
+            template,
             prepared.held_out,
             rows,
-            settings=settings.evaluate,
-            seed=settings.train.seed,
-            history=run.metrics(),
+            settings=recipe.evaluate,
+            seed=recipe.train.seed,
+            history=history,
             on_rows=on_rows,
         )
-    evaluation.write(run.directory)
-    show_evaluation(out.console, evaluation)
-    show_next(out.console, run.directory)
-    return evaluation.to_dict()

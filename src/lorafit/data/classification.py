@@ -117,14 +117,31 @@ def prepare_classification(
         train, held_out = encoded, _encode(others, tokenizer, max_length)
     else:
         train, held_out = ([encoded[i] for i in side] for side in split(rows, validation_share, seed))
-    identities = [row.identity for row in rows]
-    known = set(identities)
+    summary = _summarize(rows, others, columns, names, train, held_out, len(records), max_length, dropped)
+    ids = {name: i for i, name in enumerate(names)}
+    return PreparedClasses(
+        _dataset(train, ids), _dataset(held_out, ids), [example.row for example in held_out], names, summary
+    )
+
+
+def _summarize(
+    rows: Sequence[ClassRow],
+    others: Sequence[ClassRow],
+    columns: Columns,
+    names: Sequence[str],
+    train: Sequence[_Encoded],
+    held_out: Sequence[_Encoded],
+    read_rows: int,
+    max_length: int,
+    dropped: dict[str, list[str]],
+) -> ClassSummary:
+    known = {row.identity for row in rows}
     lengths = [len(example.input_ids) for example in train]
-    summary = ClassSummary(
-        rows=len(records),
+    return ClassSummary(
+        rows=read_rows,
         train_rows=len(train),
         held_out_rows=len(held_out),
-        duplicates=len(identities) - len(known),
+        duplicates=len(rows) - len(known),
         leaked=sum(row.identity in known for row in others),
         text_columns=list(columns.texts),
         label_column=columns.label,
@@ -135,10 +152,6 @@ def prepare_classification(
         max_length=max_length,
         cut_rows=sum(example.cut > 0 for example in (*train, *held_out)),
         dropped=dict(dropped),
-    )
-    ids = {name: i for i, name in enumerate(names)}
-    return PreparedClasses(
-        _dataset(train, ids), _dataset(held_out, ids), [example.row for example in held_out], names, summary
     )
 
 

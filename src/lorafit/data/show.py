@@ -1,10 +1,12 @@
 """The summary for a terminal, readable with and without colour."""
 
+from collections.abc import Mapping
+
 from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from lorafit.data.summary import Summary
+from lorafit.data.summary import RowFigures, Summary
 
 PIECE = 600
 """Characters of a sample's piece that are shown; a longer one loses its middle."""
@@ -21,37 +23,46 @@ def render(summary: Summary) -> Group:
     Returns:
         A rich renderable; nothing in it is wider than it must be, so 80 columns do.
     """
-    parts: list[RenderableType] = [_figures(summary)]
-    parts += [Text(f"! {line}", style="yellow") for line in _warnings(summary)]
+    formats = ", ".join(f"{count:,} {name}" for name, count in sorted(summary.formats.items()))
+    own = {"Trained": f"{summary.trained_share:.1%} of {summary.tokens['total']:,} tokens"}
+    cut = f"{summary.cut_rows:,} of the prompt, {summary.answer_cut_rows:,} of the answer or text"
+    parts: list[RenderableType] = [figures(summary, formats, own, cut if summary.cut_tokens else "none")]
+    lost = [f"{summary.cut_tokens:,} tokens were cut; a higher max_length keeps them."] if summary.cut_tokens else []
+    parts += [Text(f"! {line}", style="yellow") for line in (*lost, *common_warnings(summary))]
     parts += [Text(note, style="dim") for note in summary.notes]
     if summary.sample:
         parts += [Text("\nOne row; what is trained is green, between » and «:"), _sample(summary.sample)]
     return Group(*parts)
 
 
-def _figures(summary: Summary) -> Table:
-    table = Table.grid(padding=(0, 2))
-    formats = ", ".join(f"{count:,} {name}" for name, count in sorted(summary.formats.items()))
-    tokens = summary.tokens
+def figures(summary: RowFigures, source: str, own: Mapping[str, str], cut: str) -> Table:
+    """The table that every task's rows have.
+
+    Args:
+        summary: The figures.
+        source: Where the rows' content comes from, shown behind their number.
+        own: What only this task has, behind the lines it shares.
+        cut: What was cut, in words.
+    """
+    table, tokens = Table.grid(padding=(0, 2)), summary.tokens
     lengths = ", ".join(f"{tokens[key]:,} {key}" for key in ("p50", "p90", "p99", "max"))
-    table.add_row("Rows", f"{summary.rows:,} ({formats})")
+    table.add_row("Rows", f"{summary.rows:,} ({source})")
     table.add_row("Split", f"{summary.train_rows:,} to train on, {summary.held_out_rows:,} held out")
     table.add_row("Tokens a row", f"{lengths} (limit {summary.max_length:,})")
-    table.add_row("Trained", f"{summary.trained_share:.1%} of {tokens['total']:,} tokens")
-    cut = f"{summary.cut_rows:,} of the prompt, {summary.answer_cut_rows:,} of the answer or text"
-    table.add_row("Cut rows", cut if summary.cut_tokens else "none")
+    for name, value in own.items():
+        table.add_row(name, value)
+    table.add_row("Cut rows", cut)
     table.add_row("Dropped rows", f"{sum(map(len, summary.dropped.values())):,}")
     table.add_row("Duplicates", f"{summary.duplicates:,}")
     return table
 
 
-def _warnings(summary: Summary) -> list[str]:
+def common_warnings(summary: RowFigures) -> list[str]:
+    """What any task's rows are warned of, a line each."""
     lines = []
     for reason, places in summary.dropped.items():
         more = f" and {len(places) - PLACES:,} more" if len(places) > PLACES else ""
         lines.append(f"{len(places):,} dropped, {reason}: {', '.join(places[:PLACES])}{more}")
-    if summary.cut_tokens:
-        lines.append(f"{summary.cut_tokens:,} tokens were cut; a higher max_length keeps them.")
     if summary.leaked:
         lines.append(f"{summary.leaked:,} validation rows are in the training files too.")
     if summary.unused_columns:

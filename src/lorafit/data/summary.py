@@ -12,9 +12,9 @@ if TYPE_CHECKING:
 PERCENTILES = (50, 90, 99)
 
 
-@dataclass(frozen=True)
-class Summary:
-    """The figures of one preparation; all counts are rows unless they say tokens.
+@dataclass(frozen=True, kw_only=True)
+class RowFigures:
+    """What is known of any task's rows; all counts are rows unless they say tokens.
 
     Attributes:
         rows: Rows read from the training files, before any was dropped.
@@ -22,17 +22,11 @@ class Summary:
         held_out_rows: Rows held out, or usable rows of the validation files.
         duplicates: Training-file rows equal to an earlier one after normalizing whitespace; they stay.
         leaked: Rows of the validation files that the training files hold too.
-        formats: Rows by format.
-        unused_columns: Columns no format reads, with the number of rows that have them.
+        unused_columns: Columns that are not read, with the number of rows that have them.
         tokens: p50, p90, p99 and max of the rows' tokens before cutting, and `total` after it (training rows).
         max_length: The limit in tokens.
-        trained_share: Tokens with a label among all tokens of the training rows.
-        cut_rows: Rows that lost tokens of their prompt only (plain texts are counted below).
-        answer_cut_rows: Rows whose answer (or text) alone was too long, so that its end is lost.
-        cut_tokens: Tokens lost in both.
+        cut_rows: Rows that lost tokens, but none of an answer.
         dropped: Places of the rows left out, by reason.
-        notes: Sentences about the template.
-        sample: One training row as pieces of text with whether they are trained.
     """
 
     rows: int
@@ -40,15 +34,34 @@ class Summary:
     held_out_rows: int
     duplicates: int
     leaked: int
-    formats: dict[str, int]
     unused_columns: dict[str, int]
     tokens: dict[str, int]
     max_length: int
-    trained_share: float
     cut_rows: int
+    dropped: dict[str, list[str]] = field(default_factory=dict)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The same as JSON types."""
+        return asdict(self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Summary(RowFigures):
+    """The figures of one preparation of conversations or texts.
+
+    Attributes:
+        formats: Rows by format.
+        trained_share: Tokens with a label among all tokens of the training rows.
+        answer_cut_rows: Rows whose answer (or text) alone was too long, so that its end is lost.
+        cut_tokens: Tokens lost in all cut rows.
+        notes: Sentences about the template.
+        sample: One training row as pieces of text with whether they are trained.
+    """
+
+    formats: dict[str, int]
+    trained_share: float
     answer_cut_rows: int
     cut_tokens: int
-    dropped: dict[str, list[str]] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     sample: list[tuple[str, bool]] = field(default_factory=list)
 

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from lorafit.recipe.settings import dtype_name
+from lorafit.recipe.kinds import dtype_name
 
 KEEP_DEFAULT = object()
 """What a converter returns when the value asks for nothing beyond our default."""

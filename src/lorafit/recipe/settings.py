@@ -6,12 +6,9 @@ so that they cannot drift apart.
 
 from __future__ import annotations
 
-import os.path
-import re
 from typing import Annotated, Any, Literal
 
 from pydantic import (
-    AfterValidator,
     BaseModel,
     BeforeValidator,
     ConfigDict,
@@ -22,39 +19,7 @@ from pydantic import (
 )
 
 from lorafit.recipe import yaml_text
-
-
-def _one_or_list(value: Any) -> Any:
-    """One string stands for a list of one."""
-    return [value] if isinstance(value, str) else value
-
-
-def dtype_name(value: Any) -> Any:
-    """PyTorch's names of the dtypes say the same as the short ones."""
-    return (
-        {"bfloat16": "bf16", "float32": "fp32", "float16": "fp16"}.get(value, value)
-        if isinstance(value, str)
-        else value
-    )
-
-
-def _on_or_off(value: Any) -> Any:
-    """YAML 1.2 reads on and off as words."""
-    return {"on": True, "off": False}.get(value, value) if isinstance(value, str) else value
-
-
-def _check_pattern(pattern: str) -> None:
-    try:
-        re.compile(pattern)
-    except re.error as error:
-        raise ValueError(f"must be a regular expression, but {pattern!r} is not one ({error})") from None
-
-
-Place = Annotated[str, AfterValidator(os.path.expanduser)]  # no shell has read a recipe's ~
-Places = Annotated[list[Place], BeforeValidator(_one_or_list)]
-Dtype = Annotated[Literal["auto", "bf16", "fp32", "fp16"], BeforeValidator(dtype_name)]
-Rank = Annotated[int, Field(ge=1)]
-Alpha = Annotated[int | float, Field(gt=0)]  # a whole number stays whole in adapter_config.json
+from lorafit.recipe.kinds import Alpha, Dtype, Place, Places, Rank, check_pattern, on_or_off, one_or_list
 
 
 class Settings(BaseModel):
@@ -110,7 +75,7 @@ class DataSettings(Settings):
         default=None,
         description="Format of the rows (chat, sharegpt, alpaca, completion, text); null recognizes it by their keys.",
     )
-    text_column: Annotated[list[str], BeforeValidator(_one_or_list)] = Field(
+    text_column: Annotated[list[str], BeforeValidator(one_or_list)] = Field(
         default_factory=list,
         max_length=2,
         description="classification: the column of the text, or a list of the two of a pair; empty finds them by usual "
@@ -211,14 +176,14 @@ class LoraSettings(Settings):
         if value == []:
             raise ValueError("must name at least one module; null is PEFT's choice for the architecture")
         if isinstance(value, str):
-            _check_pattern(value)
+            check_pattern(value)
         return value
 
     @field_validator("rank_pattern", "alpha_pattern")
     @classmethod
     def _patterns(cls, value: dict[str, Any]) -> dict[str, Any]:
         for pattern in value:
-            _check_pattern(pattern)
+            check_pattern(pattern)
         return value
 
     @model_validator(mode="after")
@@ -310,12 +275,12 @@ class TrainSettings(Settings):
     gradient_checkpointing: bool = Field(
         default=False, description="Recompute activations in the backward pass: less memory, about a third more time."
     )
-    fast: Annotated[bool, BeforeValidator(_on_or_off)] = Field(
+    fast: Annotated[bool, BeforeValidator(on_or_off)] = Field(
         default=True,
         description="on or off. On computes without padding, whole logits and spare copies, after trying on the first "
         "rows that this is exact; off is transformers' own padded computation.",
     )
-    report_to: Annotated[list[Literal["tensorboard", "wandb", "trackio"]], BeforeValidator(_one_or_list)] = Field(
+    report_to: Annotated[list[Literal["tensorboard", "wandb", "trackio"]], BeforeValidator(one_or_list)] = Field(
         default_factory=list,
         description="Trackers to report to: tensorboard, wandb, trackio. None by default: nothing leaves.",
     )

@@ -39,7 +39,6 @@ class ClassificationLoss:
 
     head: LinearHead | None = None
     can_share_prefix = False
-    can_share_prefix = False  # an encoder's tokens see what follows them
 
     def __init__(self, model: PreTrainedModel) -> None:
         self.model = model

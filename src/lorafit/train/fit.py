@@ -111,14 +111,18 @@ def train(
         else:
             run.discard()  # nothing was trained: the corrected command may use the same folder
         if isinstance(error, torch.OutOfMemoryError):
-            raise RunError(
-                f"the device's memory does not suffice. Start again with train.token_budget below "
-                f"{recipe.train.token_budget}, train.gradient_checkpointing=true, or data.max_length below "
-                f"{recipe.data.max_length}"
-            ) from error
+            raise _too_little_memory(recipe) from error
         raise
     finally:
         progress.close()
+
+
+def _too_little_memory(recipe: Recipe) -> RunError:
+    return RunError(
+        f"the device's memory does not suffice. Start again with train.token_budget below "
+        f"{recipe.train.token_budget}, train.gradient_checkpointing=true, or data.max_length below "
+        f"{recipe.data.max_length}"
+    )
 
 
 @dataclass

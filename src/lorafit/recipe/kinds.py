@@ -1,0 +1,41 @@
+"""Kinds of values that several settings share, and how they may be written."""
+
+import os.path
+import re
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BeforeValidator, Field
+
+
+def one_or_list(value: Any) -> Any:
+    """One string stands for a list of one."""
+    return [value] if isinstance(value, str) else value
+
+
+def dtype_name(value: Any) -> Any:
+    """PyTorch's names of the dtypes say the same as the short ones."""
+    return (
+        {"bfloat16": "bf16", "float32": "fp32", "float16": "fp16"}.get(value, value)
+        if isinstance(value, str)
+        else value
+    )
+
+
+def on_or_off(value: Any) -> Any:
+    """YAML 1.2 reads on and off as words."""
+    return {"on": True, "off": False}.get(value, value) if isinstance(value, str) else value
+
+
+def check_pattern(pattern: str) -> None:
+    """Raise ValueError where `pattern` is no regular expression."""
+    try:
+        re.compile(pattern)
+    except re.error as error:
+        raise ValueError(f"must be a regular expression, but {pattern!r} is not one ({error})") from None
+
+
+Place = Annotated[str, AfterValidator(os.path.expanduser)]  # no shell has read a recipe's ~
+Places = Annotated[list[Place], BeforeValidator(one_or_list)]
+Dtype = Annotated[Literal["auto", "bf16", "fp32", "fp16"], BeforeValidator(dtype_name)]
+Rank = Annotated[int, Field(ge=1)]
+Alpha = Annotated[int | float, Field(gt=0)]  # a whole number stays whole in adapter_config.json
