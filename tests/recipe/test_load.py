@@ -249,13 +249,27 @@ def test_three_trainers_recipes_of_one_run_are_one_recipe(write):
 
 
 @pytest.mark.parametrize(
+    "text, quantize",
+    [
+        ("quantization_bit: 4\ndouble_quantization: true", "nf4"),
+        ("adapter: qlora\nload_in_4bit: true", "nf4"),
+        ("load_in_8bit: true", "int8"),
+        ("load_in_4bit: false", "none"),
+    ],
+)
+def test_what_peers_call_quantization(write, text, quantize):
+    recipe = load_recipe(write(f"data: {{train_files: d.jsonl}}\n{text}\n"), model="m")
+    assert recipe.model.quantize == quantize
+
+
+@pytest.mark.parametrize(
     "text, words",
     [
         ("lora_rank: 8\nlora: {r: 16}", "lora.r = 16 contradicts lora_rank"),
         ("bf16: true\nfp16: true", "both are model.dtype"),
         ("plot_loss: true", "plot_loss has no counterpart in lorafit"),
         ("finetuning_type: full", "trains LoRA adapters only"),
-        ("load_in_4bit: true", "4- and 8-bit"),
+        ("quantization_bit: 3", "must be 4 (nf4) or 8 (int8)"),
         ("packing: true", "a step sees"),
         ("val_size: 100", "must be a share"),
         ("warmup_ratio: 100", "must be a share"),

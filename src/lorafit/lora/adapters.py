@@ -6,6 +6,7 @@ from collections.abc import Iterator
 import torch.nn as nn
 
 from lorafit.errors import AdapterError
+from lorafit.lora.base_weight import weights_in
 from lorafit.lora.config import LoraConfig
 from lorafit.lora.merging import merge, unmerge
 from lorafit.lora.state import ATTRIBUTE, has_adapters, known, lora_layers, put_bias, saved_modules, state_of
@@ -94,7 +95,7 @@ def delete_adapter(model: nn.Module, name: str) -> None:
 def count_parameters(model: nn.Module) -> tuple[int, int]:
     """(trainable, all) parameters of `model`, adapters included, shared ones once."""
     parameters = list(model.parameters())
-    return sum(p.numel() for p in parameters if p.requires_grad), sum(p.numel() for p in parameters)
+    return sum(p.numel() for p in parameters if p.requires_grad), sum(map(weights_in, parameters))
 
 
 def print_trainable_parameters(model: nn.Module) -> None:

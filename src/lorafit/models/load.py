@@ -12,6 +12,7 @@ from urllib.request import getproxies
 
 from lorafit.collection import collection_paused
 from lorafit.errors import ConfigError, MissingExtraError, ModelError
+from lorafit.models.quantize import Quantize, check_quantized, quantization_config
 from lorafit.models.quiet import quiet_transformers, without_load_report
 from lorafit.models.resolve import ResolvedModel
 
@@ -51,6 +52,7 @@ def load_model(
     *,
     dtype: "Dtype | torch.dtype" = "auto",
     device: "str | torch.device | None" = None,
+    quantize: Quantize = "none",
     trust_remote_code: bool = False,
     allow_pickle: bool = False,
 ) -> "PreTrainedModel":
@@ -60,6 +62,7 @@ def load_model(
         resolved: what `resolve` returned.
         dtype: of the weights; "auto" is `pick_dtype(device)`.
         device: where to; None or "auto" is `pick_device()`.
+        quantize: "nf4" or "int8" holds the linear layers but the head in 4 or 8 bits, one tensor after the other.
         trust_remote_code: run the Python code that comes with the model.
         allow_pickle: also take weights in PyTorch's pickle format, which can run code when they are read.
 
@@ -71,18 +74,20 @@ def load_model(
     """
     place = pick_device(device)
     torch_dtype = _torch_dtype(dtype, place)
+    placement = _placement(place, quantize, torch_dtype)
     with _explained(resolved, "model"):
         config, auto = _config_and_class(resolved, trust_remote_code)
         model, info = auto.from_pretrained(
             resolved.path,
             config=config,
             dtype=torch_dtype,
-            device_map=None if place.type == "cpu" else {"": place},
             use_safetensors=None if allow_pickle else True,
             trust_remote_code=trust_remote_code,
             output_loading_info=True,
+            **placement,
             **_source(resolved),
         )
+    check_quantized(model, quantize, resolved.reference)
     if missing := sorted(name for name in info["missing_keys"] if "pooler." not in name):
         raise ModelError(
             f"{resolved.reference} lacks {len(missing)} weights of a {type(model).__name__}, so it would start from "
@@ -97,6 +102,7 @@ def load_classifier(
     *,
     dtype: "Dtype | torch.dtype" = "auto",
     device: "str | torch.device | None" = None,
+    quantize: Quantize = "none",
     trust_remote_code: bool = False,
 ) -> "tuple[PreTrainedModel, list[str]]":
     """Load the base model with a classifier's head on it, in evaluation mode.
@@ -106,6 +112,7 @@ def load_classifier(
         labels: the class names, by id.
         dtype: of the weights; "auto" is `pick_dtype(device)`.
         device: where to; None or "auto" is `pick_device()`.
+        quantize: "nf4" or "int8" holds the linear layers but the head in 4 or 8 bits, one tensor after the other.
         trust_remote_code: run the Python code that comes with the model.
 
     Returns:
@@ -119,6 +126,8 @@ def load_classifier(
     from transformers import AutoConfig, AutoModelForSequenceClassification
 
     place = pick_device(device)
+    torch_dtype = _torch_dtype(dtype, place)
+    placement = _placement(place, quantize, torch_dtype)
     with _explained(resolved, "classifier"), without_load_report():
         config = AutoConfig.from_pretrained(resolved.path, trust_remote_code=trust_remote_code, **_source(resolved))
         config.id2label = dict(enumerate(labels))
@@ -127,14 +136,15 @@ def load_classifier(
         model, info = AutoModelForSequenceClassification.from_pretrained(
             resolved.path,
             config=config,
-            dtype=_torch_dtype(dtype, place),
-            device_map=None if place.type == "cpu" else {"": place},
+            dtype=torch_dtype,
             use_safetensors=True,
             trust_remote_code=trust_remote_code,
             ignore_mismatched_sizes=True,  # a head for other classes gives way to a fresh one
             output_loading_info=True,
+            **placement,
             **_source(resolved),
         )
+    check_quantized(model, quantize, resolved.reference)
     fresh = [*info["missing_keys"], *(key for key, *_ in info["mismatched_keys"])]
     body = f"{model.base_model_prefix}."
     if missing := sorted(name for name in fresh if name.startswith(body) and "pooler." not in name):
@@ -200,6 +210,13 @@ def _torch_dtype(dtype: "Dtype | torch.dtype", device: "torch.device") -> "torch
     if dtype != "auto" and dtype not in names:
         raise ConfigError(f"dtype {dtype!r} must be auto, bf16, fp32 or fp16")
     return pick_dtype(device) if dtype == "auto" else names[dtype]
+
+
+def _placement(device: "torch.device", quantize: Quantize, dtype: "torch.dtype") -> dict[str, Any]:
+    """Arguments of `from_pretrained` that say where the weights go, and in which form."""
+    quantization = quantization_config(quantize, dtype)
+    device_map = None if device.type == "cpu" and quantization is None else {"": device}
+    return {"device_map": device_map, "quantization_config": quantization}
 
 
 def _config_and_class(resolved: ResolvedModel, trust_remote_code: bool) -> "tuple[PreTrainedConfig, Any]":

@@ -51,8 +51,8 @@ def _responses_when_false(value: Any) -> str:
     return "all" if _boolean(value) else "responses"
 
 
-def _half(name: str) -> Callable[[Any], Any]:
-    """`bf16: true` asks for bf16; false and auto leave it to us."""
+def _when_true(name: str) -> Callable[[Any], Any]:
+    """`bf16: true` asks for bf16, `load_in_4bit: true` for nf4; false and auto leave it to us."""
 
     def convert(value: Any) -> Any:
         if value == "auto":
@@ -60,6 +60,15 @@ def _half(name: str) -> Callable[[Any], Any]:
         return name if _boolean(value) else KEEP_DEFAULT
 
     return convert
+
+
+def _bits(value: Any) -> Any:
+    """LLaMA-Factory's `quantization_bit`."""
+    if value in (None, 0, 16):
+        return KEEP_DEFAULT
+    if value not in (4, 8):
+        raise ValueError("must be 4 (nf4) or 8 (int8)")
+    return {4: "nf4", 8: "int8"}[value]
 
 
 def _share(value: Any) -> Any:
@@ -144,9 +153,12 @@ def _aliases() -> dict[str, Alias]:
     table |= {name: Alias("data.train_on", _responses_when_false) for name in ("train_on_inputs", "train_on_prompt")}
     table |= {name: Alias("data.train_on", _responses_when_true)
               for name in ("assistant_only_loss", "completion_only_loss")}  # fmt: skip
+    table["load_in_4bit"] = Alias("model.quantize", _when_true("nf4"))
+    table["load_in_8bit"] = Alias("model.quantize", _when_true("int8"))
+    table["quantization_bit"] = Alias("model.quantize", _bits)
     table["torch_dtype"] = Alias("model.dtype", dtype_name)
     table["warmup_ratio"] = Alias("train.warmup_steps", _warmup_share)
-    table |= {"bf16": Alias("model.dtype", _half("bf16")), "fp16": Alias("model.dtype", _half("fp16"))}
+    table |= {"bf16": Alias("model.dtype", _when_true("bf16")), "fp16": Alias("model.dtype", _when_true("fp16"))}
     return table
 
 
@@ -155,12 +167,15 @@ ALIASES: dict[str, Alias] = _aliases()
 SAME_HERE: dict[str, tuple[Any, ...]] = {
     "stage": ("sft",),
     "finetuning_type": ("lora",),
-    "adapter": ("lora",),
+    "adapter": ("lora", "qlora"),
     "use_peft": (True,),
     "do_train": (True,),
     "do_eval": (True,),
-    "load_in_4bit": (False,),
-    "load_in_8bit": (False,),
+    "bnb_4bit_quant_type": ("nf4",),
+    "bnb_4bit_use_double_quant": (True,),
+    "double_quantization": (True,),
+    "use_bnb_nested_quant": (True,),
+    "quantization_method": ("bnb", "bitsandbytes"),
     "strict": (False, True),
     "eval_strategy": ("steps",),
     "save_strategy": ("steps",),
@@ -182,7 +197,6 @@ SAME_HERE: dict[str, tuple[Any, ...]] = {
 _STEP = "a step sees per_device_train_batch_size x gradient_accumulation_steps rows, packed without padding in any case"
 _PERIOD = "give the distance in steps, or as a share of the run, in train.eval_steps or train.save_steps"
 _TEMPLATE = "the tokenizer's own template is used; another goes into data.chat_template, as Jinja text or a .jinja file"
-_FOUR_BIT = "4- and 8-bit base weights are not possible yet"
 
 NO_COUNTERPART: dict[str, str] = {
     "packing": _STEP,
@@ -199,9 +213,6 @@ NO_COUNTERPART: dict[str, str] = {
     "template": _TEMPLATE,
     "chat_template_jinja": _TEMPLATE,
     "chat_template_path": _TEMPLATE,
-    "quantization_bit": _FOUR_BIT,
-    "load_in_4bit": _FOUR_BIT,
-    "load_in_8bit": _FOUR_BIT,
     "finetuning_type": "lorafit trains LoRA adapters only",
     "adapter": "lorafit trains LoRA adapters only",
     "stage": "this version trains sft only",

@@ -48,10 +48,20 @@ class ModelSettings(Settings):
         default="auto",
         description="auto (a GPU where there is one), cpu, cuda or mps; CUDA_VISIBLE_DEVICES chooses the GPU.",
     )
+    quantize: Literal["none", "nf4", "int8"] = Field(
+        default="none",
+        description="How the frozen linear layers are held: none (in dtype), nf4 (4 bits, QLoRA: an eighth of fp32) or "
+        "int8. Products are made in dtype. Needs bitsandbytes: pip install 'lorafit[quant]'.",
+    )
     trust_remote_code: bool = Field(
         default=False,
         description="Run Python code that the model's repository carries. Off: it is someone else's program.",
     )
+
+    @property
+    def loading(self) -> dict[str, Any]:
+        """The arguments of `load_model`."""
+        return self.model_dump(include={"dtype", "device", "quantize", "trust_remote_code"})
 
 
 class DataSettings(Settings):

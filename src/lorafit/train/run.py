@@ -186,7 +186,8 @@ class Run:
         """Load the base model with the run's adapter, its tokenizer and the template it was trained with.
 
         Args:
-            merge: add the adapter to the base weights (faster to run, cannot be taken off again).
+            merge: add the adapter to the base weights (faster to run, cannot be taken off again); where they are
+                quantized it stays apart, as merging would round them again.
 
         Returns:
             The model in evaluation mode, its tokenizer, the template.
@@ -199,12 +200,10 @@ class Run:
         from lorafit.lora import load_adapter, merge_and_unload
         from lorafit.models import load_model
 
-        model = load_model(
-            resolved, dtype=settings.dtype, device=settings.device, trust_remote_code=settings.trust_remote_code
-        )
+        model = load_model(resolved, **settings.loading)
         load_adapter(model, self.adapter)
         source = (self.adapter / "chat_template.jinja").read_text(encoding="utf-8")
-        if merge:
+        if merge and settings.quantize == "none":
             merge_and_unload(model)  # in place
         return model.eval(), tokenizer, Template(tokenizer, source)
 
@@ -225,13 +224,7 @@ class Run:
         names = json.loads((self.adapter / LABELS_FILE).read_text(encoding="utf-8"))["id2label"]
         labels = tuple(names[str(i)] for i in range(len(names)))
         set_seed(self.recipe.train.seed)
-        model, _ = load_classifier(
-            resolved,
-            labels,
-            dtype=settings.dtype,
-            device=settings.device,
-            trust_remote_code=settings.trust_remote_code,
-        )
+        model, _ = load_classifier(resolved, labels, **settings.loading)
         load_adapter(model, self.adapter)
         return model.eval(), tokenizer, labels
 

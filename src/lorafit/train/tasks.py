@@ -63,7 +63,7 @@ class TextGeneration:
 
     def adapted_model(self, resolved: ResolvedModel, recipe: Recipe, tokenizer: Any, rows: Prepared) -> PreTrainedModel:
         """A causal language model; any other is a ModelError."""
-        model = load_model(resolved, **_loading(recipe))
+        model = load_model(resolved, **recipe.model.loading)
         if model.config.is_encoder_decoder or not model.can_generate():
             raise ModelError(
                 f"{resolved.reference} is a {type(model).__name__}; task sft trains causal language models only: "
@@ -94,7 +94,7 @@ class Classification:
     ) -> PreTrainedModel:
         """A classifier whose head is drawn from the recipe's seed, and trained whole beside the adapter."""
         set_seed(recipe.train.seed)
-        model, fresh = load_classifier(resolved, rows.labels, **_loading(recipe))
+        model, fresh = load_classifier(resolved, rows.labels, **recipe.model.loading)
         config = model.config.get_text_config()
         if config.pad_token_id is None:  # decoders find the last token of padded texts by it
             config.pad_token_id = tokenizer.pad_token_id
@@ -115,11 +115,6 @@ class Classification:
 
 
 TASKS: dict[str, Task[Any]] = {"sft": TextGeneration(), "classification": Classification()}
-
-
-def _loading(recipe: Recipe) -> dict[str, Any]:
-    model = recipe.model
-    return {"dtype": model.dtype, "device": model.device, "trust_remote_code": model.trust_remote_code}
 
 
 def _lora_config(recipe: Recipe) -> LoraConfig:

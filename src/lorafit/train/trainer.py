@@ -15,6 +15,7 @@ from transformers.trainer_callback import PrinterCallback
 
 from lorafit.errors import RunError
 from lorafit.lora import restore_adapter
+from lorafit.lora.trainer_bridge import adapters_pointed_out
 from lorafit.recipe import TrainSettings
 from lorafit.train.batches import ShuffledSteps, StepCollator
 from lorafit.train.callbacks import StopEarly
@@ -91,20 +92,21 @@ class LoraTrainer(Trainer):
             settings.token_budget, settings.per_device_train_batch_size, packed, share_prefix, loss.document
         )
         self.eval_collator = replace(collator, rows=settings.per_device_eval_batch_size)
-        super().__init__(
-            model=model,
-            args=training_arguments(
-                settings,
-                str(checkpoints),
-                steps_in_epoch=len(self.steps),
-                evaluate=held_out is not None,
-                on_cpu=model.device.type == "cpu",
-            ),
-            data_collator=collator,
-            train_dataset=train,
-            eval_dataset=held_out,
-            callbacks=[_SetEpoch(self.steps), *(callbacks or [])],
-        )
+        with adapters_pointed_out(model):
+            super().__init__(
+                model=model,
+                args=training_arguments(
+                    settings,
+                    str(checkpoints),
+                    steps_in_epoch=len(self.steps),
+                    evaluate=held_out is not None,
+                    on_cpu=model.device.type == "cpu",
+                ),
+                data_collator=collator,
+                train_dataset=train,
+                eval_dataset=held_out,
+                callbacks=[_SetEpoch(self.steps), *(callbacks or [])],
+            )
         self.remove_callback(PrinterCallback)
         if self.args.world_size > 1:
             raise RunError(

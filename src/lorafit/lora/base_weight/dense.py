@@ -1,5 +1,7 @@
 """Weights held as ordinary floating-point parameters."""
 
+from collections.abc import Iterator
+
 import torch
 import torch.nn as nn
 from torch import Tensor
@@ -13,10 +15,10 @@ def matches(module: nn.Module) -> bool:
     )  # fmt: skip
 
 
-def read(module: nn.Module) -> Tensor:
-    """The weight in float32 (float64 stays), detached."""
+def blocks(module: nn.Module, dtype: torch.dtype) -> Iterator[Tensor]:
+    """The weight as one block, in `dtype` (float64 stays), detached."""
     weight = module.weight.detach()  # type: ignore[union-attr]
-    return weight if weight.dtype == torch.float64 else weight.float()
+    yield weight if weight.dtype == torch.float64 else weight.to(dtype)  # type: ignore[union-attr, misc]
 
 
 def write(module: nn.Module, weight: Tensor) -> nn.Parameter:

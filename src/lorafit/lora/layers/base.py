@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lorafit.errors import AdapterError
-from lorafit.lora.base_weight import storage_of
+from lorafit.lora.base_weight import read_weight, storage_of
 from lorafit.lora.graft import Graft, graft, ungraft
 
 
@@ -57,12 +57,16 @@ class LoraLayer(Graft, nn.Module):
 
     def forward(self, x: Tensor, *args, **kwargs) -> Tensor:
         """`h = W0 x + scaling * B A dropout(x)`, summed over the active adapters."""
-        result = super().forward(x, *args, **kwargs)
+        result = self.base_forward(x, *args, **kwargs)
         if self.lora_merged is None:
             for name in self.lora_active:
                 dropped = F.dropout(x, self.lora_dropout[name], self.training)
                 result = result + self.update(dropped, self.lora_A[name], self.lora_B[name]) * self.lora_scaling[name]
         return result
+
+    def base_forward(self, x: Tensor, *args, **kwargs) -> Tensor:
+        """The layer without its adapters."""
+        return super().forward(x, *args, **kwargs)
 
     def initialize(self, A: Tensor, B: Tensor, how: bool | str | None) -> None:
         """Fill A and B in place; the product is zero unless `how` is False."""
@@ -97,7 +101,7 @@ class LoraLayer(Graft, nn.Module):
 
     def merged_weight(self, names: tuple[str, ...]) -> Tensor:
         """`W0 + sum of scaling * B A`, in float32 (float64 for a float64 base), not yet rounded."""
-        weight = storage_of(self).read(self).clone()
+        weight = read_weight(self).clone()
         for name in names:
             A, B = self.lora_A[name].detach(), self.lora_B[name].detach()
             weight += self.lora_scaling[name] * self.weight_update(A.to(weight.dtype), B.to(weight.dtype))
@@ -110,7 +114,7 @@ class LoraLayer(Graft, nn.Module):
             AdapterError: The result is not finite.
         """
         original = storage_of(self).write(self, self.merged_weight(names))
-        if not torch.isfinite(storage_of(self).read(self)).all():
+        if not torch.isfinite(read_weight(self)).all():
             storage_of(self).restore(self, original)
             raise AdapterError(
                 f"merging {list(names)} gives a weight that is not finite in {original.dtype}: the adapter is damaged, "

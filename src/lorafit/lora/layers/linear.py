@@ -1,11 +1,14 @@
 """`nn.Linear`: weight (out, in)."""
 
+import functools
+
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
 from torch import Tensor
 
-from lorafit.kernels.lora_linear import Adapter, autocasts, lora_linear
+from lorafit.kernels.lora_linear import Adapter, FrozenWeight, StoredWeight, autocasts, lora_linear
+from lorafit.lora.base_weight import storage_of
 from lorafit.lora.layers.base import LoraLayer
 
 
@@ -32,6 +35,14 @@ class Layer(LoraLayer):
         weight, bias = self.weight_and_bias()
         return lora_linear(x, weight, bias, [self.active_adapter(name) for name in self.lora_active])
 
+    def base_forward(self, x: Tensor, *args, **kwargs) -> Tensor:
+        """`W0 x + b`; a quantized weight is multiplied as it reads, where bitsandbytes may round x as well."""
+        if not self.is_quantized:
+            return super().base_forward(x, *args, **kwargs)
+        weight, bias = self.weight_and_bias()
+        A, B = (x.new_empty(shape) for shape in self.shapes(self, 0))
+        return lora_linear(x, weight, bias, [Adapter(A, B, scaling=0.0)])
+
     def active_adapter(self, name: str) -> Adapter:
         """The operands of one adapter's update; dropout is 0 outside of training."""
         dropout = self.lora_dropout[name] if self.training else 0.0
@@ -47,18 +58,30 @@ class Layer(LoraLayer):
         drops = self.training and any(self.lora_dropout[name] > 0 for name in self.lora_active)
         if drops and torch.compiler.is_compiling():
             return False
-        weight, _ = self.weight_and_bias()
+        if self.is_quantized:
+            return True
+        weight = self.weight
+        assert isinstance(weight, Tensor)
         same = x.dtype == weight.dtype or autocasts(x)
         return self.has_plain_forward and not weight.requires_grad and same
 
     @property
     def has_plain_forward(self) -> bool:
-        """Whether the base layer does no more than `x W' + b`."""
+        """Whether the base layer does no more than `x W' + b` with a dense weight."""
         return self._grafted_onto.forward is nn.Linear.forward and type(self.weight) is nn.Parameter
 
-    def weight_and_bias(self) -> tuple[Tensor, Tensor | None]:
-        """The frozen weight as (out, in), and the bias."""
-        return self.weight, self.bias  # type: ignore[return-value]
+    @property
+    def is_quantized(self) -> bool:
+        """Whether this is a linear layer of bitsandbytes, whose weight has to be read."""
+        bitsandbytes = self._grafted_onto.__module__.startswith("bitsandbytes.")
+        return type(self.weight) is not nn.Parameter and bitsandbytes and storage_of(self) is not None
+
+    def weight_and_bias(self) -> tuple[FrozenWeight, Tensor | None]:
+        """The frozen weight as (out, in), or what reads it, and the bias."""
+        if not self.is_quantized:
+            return self.weight, self.bias  # type: ignore[return-value]
+        blocks = functools.partial(storage_of(self).blocks, self)
+        return StoredWeight(self.out_features, blocks), self.bias  # type: ignore[return-value, arg-type]
 
     def update(self, x: Tensor, A: Tensor, B: Tensor) -> Tensor:
         """`x` (..., in) -> (..., out)."""

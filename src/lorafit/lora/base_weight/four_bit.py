@@ -1,0 +1,72 @@
+"""Weights in bitsandbytes' 4-bit formats: NF4 and FP4, blocks of 64 values on a scale each (QLoRA, arXiv 2305.14314)."""
+
+from collections.abc import Iterator
+
+import torch
+import torch.nn as nn
+from torch import Tensor
+
+from lorafit.lora.base_weight import rows_of_block
+
+def matches(module: nn.Module) -> bool:
+    """Whether the weight is a quantized `Params4bit`, known by its name so that bitsandbytes need not be imported."""
+    weight = module.weight
+    return type(weight).__name__ == "Params4bit" and getattr(weight, "quant_state", None) is not None
+
+
+def blocks(module: nn.Module, dtype: torch.dtype) -> Iterator[Tensor]:
+    """The dequantized weight in blocks of rows, in order: (rows, in) each."""
+    from bitsandbytes.functional import QuantState, dequantize_4bit, dequantize_blockwise
+
+    packed, state = _ordinary_layout(module)
+    outputs, inputs = state.shape
+    scales = dequantize_blockwise(state.absmax, state.state2) + state.offset if state.nested else state.absmax
+    packed = packed.view(torch.uint8).flatten()
+    rows = rows_of_block(outputs, inputs, packed.device, multiple=state.blocksize)
+    readable = torch.float32 if dtype == torch.float64 else dtype
+    for start in range(0, outputs, rows):
+        shape = torch.Size((min(rows, outputs - start), inputs))
+        first, last = start * inputs, start * inputs + shape.numel()
+        part = QuantState(
+            scales.float()[first // state.blocksize : -(last // -state.blocksize)],
+            shape=shape, blocksize=state.blocksize, quant_type=state.quant_type, dtype=readable,
+        )  # fmt: skip
+        yield dequantize_4bit(packed[first // 2 : -(last // -2)], part).to(dtype)
+
+
+def write(module: nn.Module, weight: Tensor) -> nn.Parameter:
+    """Put `weight`, quantized again, in a parameter of its own; returns the former parameter."""
+    original = module.weight
+    _ordinary_layout(module)
+    new = type(original)(  # pyright: ignore[reportCallIssue]
+        weight,
+        requires_grad=False,
+        blocksize=original.blocksize,
+        compress_statistics=original.compress_statistics,
+        quant_type=original.quant_type,
+        quant_storage=original.quant_storage,
+        module=module,
+    )
+    module.weight = new.to(weight.device)
+    module.weight.quant_state.dtype = original.quant_state.dtype
+    return original  # type: ignore[return-value]
+
+
+def restore(module: nn.Module, original: nn.Parameter) -> None:
+    """Bring back what `write` returned, on the device that the module has by now."""
+    module.weight = original.to(module.weight.device)  # type: ignore[union-attr]
+    module.quant_state = module.weight.quant_state
+
+
+def _ordinary_layout(module: nn.Module):
+    """The packed values and their state, in bitsandbytes' ordinary layout.
+
+    Evaluating, its layer may have laid them out for a processor's bf16 products, which nothing but those can read.
+    """
+    weight = module.weight
+    if getattr(weight.quant_state, "packing_format_for_cpu", False):
+        from bitsandbytes.functional import _convert_weight_packed_for_cpu_inverse
+
+        weight.data, weight.quant_state = _convert_weight_packed_for_cpu_inverse(weight.data, weight.quant_state)
+        module.quant_state = weight.quant_state
+    return weight.data, weight.quant_state

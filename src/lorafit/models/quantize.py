@@ -1,0 +1,67 @@
+"""Base weights in 4 or 8 bits, in bitsandbytes' formats: every linear layer but the head."""
+
+import importlib.util
+from typing import TYPE_CHECKING, Any, Literal
+
+from lorafit.errors import MissingExtraError, ModelError
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel
+
+Quantize = Literal["none", "nf4", "int8"]
+
+MOSTLY = 0.5  # of the weights: a model of which less can be quantized gains too little
+
+
+def quantization_config(quantize: Quantize, dtype: "torch.dtype") -> Any:
+    """What transformers' `from_pretrained` takes to load the weights this way; None for "none".
+
+    nf4 is QLoRA's: blocks of 64 values on a scale each, the scales quantized too (arXiv 2305.14314, section 3).
+
+    Raises:
+        MissingExtraError: bitsandbytes is not installed.
+    """
+    if quantize == "none":
+        return None
+    if importlib.util.find_spec("bitsandbytes") is None:
+        raise MissingExtraError(
+            f"model.quantize {quantize} needs bitsandbytes: pip install 'lorafit[quant]', or set model.quantize none"
+        )
+    from transformers import BitsAndBytesConfig
+
+    if quantize == "int8":
+        return BitsAndBytesConfig(load_in_8bit=True)
+    return BitsAndBytesConfig(
+        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=dtype
+    )
+
+
+def check_quantized(model: "PreTrainedModel", quantize: Quantize, reference: str) -> None:
+    """Refuse a model most of whose weights could not be quantized.
+
+    Raises:
+        ModelError: It names the largest layer that stayed whole.
+    """
+    from torch import nn
+
+    from lorafit.lora.base_weight import weights_in
+
+    if quantize == "none":
+        return
+    whole: dict[str, nn.Parameter] = {}
+    quantized = 0
+    kept = {id(module.weight) for module in (model.get_input_embeddings(), model.get_output_embeddings()) if module}
+    for name, parameter in model.named_parameters():
+        if type(parameter) is not nn.Parameter:
+            quantized += weights_in(parameter)
+        elif id(parameter) not in kept:
+            whole[name] = parameter
+    rest = sum(parameter.numel() for parameter in whole.values())
+    if quantized < MOSTLY * (quantized + rest):
+        name = max(whole, key=lambda name: whole[name].numel())
+        raise ModelError(
+            f"{reference} cannot be loaded as {quantize}: only linear layers are quantized, and {rest:,} of its "
+            f"{quantized + rest:,} inner weights lie in others, such as {name} {tuple(whole[name].shape)} in a "
+            f"{type(model.get_submodule(name.rpartition('.')[0])).__name__}. Set model.quantize none"
+        )
