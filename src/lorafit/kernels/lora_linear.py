@@ -15,9 +15,9 @@ An adapter with dropout sees `m x / keep` for x. Its mask m is not kept but made
 torch's default (CPU) generator drew in the forward: runs repeat and resume to the bit, and activation checkpointing,
 which sets that generator back, makes the same mask again. `1 / keep` goes into the scaling.
 
-The frozen weight may be stored in another form (quantized): it is then read in blocks of rows, each of which exists only
-while its product is made, in the forward and again in the backward. Measured (11,008 x 4,096 in float32, 2 cores): an
-NF4 weight takes 78 ms to read as a whole, in fresh pages, and 25 in blocks whose memory is used again.
+The frozen weight may be stored in another form (quantized): it is then read in blocks of rows, each of which exists
+only while its product is made, in the forward and again in the backward. Measured (11,008 x 4,096 in float32, 2 cores):
+an NF4 weight takes 96 ms to read as a whole, in fresh pages, and 23 in blocks whose memory is used again.
 
 Products with an R-wide matrix are made so that the long side of it is contiguous. Measured (1,003 rows, 2,048 outputs,
 r=8, one core): dB takes 0.7 ms as `(h' dy)'` and 11.6 as `dy' h`; dh takes 1.1 ms with B held as (R, out) and 2.7 as

@@ -12,7 +12,7 @@ from urllib.request import getproxies
 
 from lorafit.collection import collection_paused
 from lorafit.errors import ConfigError, MissingExtraError, ModelError
-from lorafit.models.quantize import Quantize, check_quantized, quantization_config
+from lorafit.models.quantize import Quantize, check_quantized, one_tensor_at_a_time, quantization_config
 from lorafit.models.quiet import quiet_transformers, without_load_report
 from lorafit.models.resolve import ResolvedModel
 
@@ -75,7 +75,7 @@ def load_model(
     place = pick_device(device)
     torch_dtype = _torch_dtype(dtype, place)
     placement = _placement(place, quantize, torch_dtype)
-    with _explained(resolved, "model"):
+    with _explained(resolved, "model"), one_tensor_at_a_time(quantize):
         config, auto = _config_and_class(resolved, trust_remote_code)
         model, info = auto.from_pretrained(
             resolved.path,
@@ -128,7 +128,7 @@ def load_classifier(
     place = pick_device(device)
     torch_dtype = _torch_dtype(dtype, place)
     placement = _placement(place, quantize, torch_dtype)
-    with _explained(resolved, "classifier"), without_load_report():
+    with _explained(resolved, "classifier"), without_load_report(), one_tensor_at_a_time(quantize):
         config = AutoConfig.from_pretrained(resolved.path, trust_remote_code=trust_remote_code, **_source(resolved))
         config.id2label = dict(enumerate(labels))
         config.label2id = {label: i for i, label in enumerate(labels)}

@@ -1,6 +1,9 @@
 """Base weights in 4 or 8 bits, in bitsandbytes' formats: every linear layer but the head."""
 
+import contextlib
+import importlib
 import importlib.util
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, Literal
 
 from lorafit.errors import MissingExtraError, ModelError
@@ -35,6 +38,29 @@ def quantization_config(quantize: Quantize, dtype: "torch.dtype") -> Any:
     return BitsAndBytesConfig(
         load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=dtype
     )
+
+
+@contextlib.contextmanager
+def one_tensor_at_a_time(quantize: Quantize) -> Iterator[None]:
+    """Within the block transformers reads safetensors files tensor by tensor, where it quantizes each at once.
+
+    It maps the files into memory elsewhere: all of a mapped file that was read counts as used while one of its tensors,
+    such as the embedding, stays.
+    """
+    if quantize == "none":
+        yield
+        return
+    modeling_utils: Any = importlib.import_module("transformers.modeling_utils")
+    mapped = modeling_utils.safe_open
+
+    def read(file: Any, **options: Any) -> Any:
+        return mapped(file, **{**options, "backend": "pread"})
+
+    modeling_utils.safe_open = read
+    try:
+        yield
+    finally:
+        modeling_utils.safe_open = mapped
 
 
 def check_quantized(model: "PreTrainedModel", quantize: Quantize, reference: str) -> None:

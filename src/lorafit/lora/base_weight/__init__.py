@@ -16,7 +16,6 @@ from torch import Tensor
 
 from lorafit.errors import AdapterError
 
-
 CACHED_WEIGHTS = 2**22  # of a block on the CPU: 16 MB in float32, which the allocator gives out again and again
 
 
@@ -35,8 +34,8 @@ def storage_of(module: nn.Module) -> ModuleType:
         if storage.matches(module):
             return storage
     raise AdapterError(
-        f"a {type(module).__name__} holds its weight as {type(module.weight).__name__}, which lorafit cannot read: load "
-        "the base model unquantized, or as nf4 or int8 through bitsandbytes"
+        f"a {type(module).__name__} holds its weight as {type(module.weight).__name__}, which lorafit cannot read: "
+        "load the base model unquantized, or as nf4 or int8 through bitsandbytes"
     )
 
 

@@ -1,6 +1,7 @@
-"""Weights in bitsandbytes' 4-bit formats: NF4 and FP4, blocks of 64 values on a scale each (QLoRA, arXiv 2305.14314)."""
+"""Weights in bitsandbytes' 4-bit formats: blocks of 64 values on a scale each (QLoRA, arXiv 2305.14314)."""
 
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 import torch.nn as nn
@@ -8,13 +9,14 @@ from torch import Tensor
 
 from lorafit.lora.base_weight import rows_of_block
 
-def matches(module: nn.Module) -> bool:
+
+def matches(module: Any) -> bool:
     """Whether the weight is a quantized `Params4bit`, known by its name so that bitsandbytes need not be imported."""
     weight = module.weight
     return type(weight).__name__ == "Params4bit" and getattr(weight, "quant_state", None) is not None
 
 
-def blocks(module: nn.Module, dtype: torch.dtype) -> Iterator[Tensor]:
+def blocks(module: Any, dtype: torch.dtype) -> Iterator[Tensor]:
     """The dequantized weight in blocks of rows, in order: (rows, in) each."""
     from bitsandbytes.functional import QuantState, dequantize_4bit, dequantize_blockwise
 
@@ -34,11 +36,11 @@ def blocks(module: nn.Module, dtype: torch.dtype) -> Iterator[Tensor]:
         yield dequantize_4bit(packed[first // 2 : -(last // -2)], part).to(dtype)
 
 
-def write(module: nn.Module, weight: Tensor) -> nn.Parameter:
+def write(module: Any, weight: Tensor) -> nn.Parameter:
     """Put `weight`, quantized again, in a parameter of its own; returns the former parameter."""
     original = module.weight
     _ordinary_layout(module)
-    new = type(original)(  # pyright: ignore[reportCallIssue]
+    new = type(original)(
         weight,
         requires_grad=False,
         blocksize=original.blocksize,
@@ -49,16 +51,16 @@ def write(module: nn.Module, weight: Tensor) -> nn.Parameter:
     )
     module.weight = new.to(weight.device)
     module.weight.quant_state.dtype = original.quant_state.dtype
-    return original  # type: ignore[return-value]
+    return original
 
 
-def restore(module: nn.Module, original: nn.Parameter) -> None:
+def restore(module: Any, original: Any) -> None:
     """Bring back what `write` returned, on the device that the module has by now."""
-    module.weight = original.to(module.weight.device)  # type: ignore[union-attr]
+    module.weight = original.to(module.weight.device)
     module.quant_state = module.weight.quant_state
 
 
-def _ordinary_layout(module: nn.Module):
+def _ordinary_layout(module: Any) -> tuple[Tensor, Any]:
     """The packed values and their state, in bitsandbytes' ordinary layout.
 
     Evaluating, its layer may have laid them out for a processor's bf16 products, which nothing but those can read.
