@@ -18,7 +18,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from peers import machine
+from peers import machine, trainer_in_order
 
 SYSTEMS = ("lorafit", "transformers-peft")
 RANK, ALPHA, TARGETS, ROWS_A_STEP = 8, 16, ["query", "value"], 16
@@ -189,36 +189,20 @@ def lorafit(arguments) -> dict:
 def transformers_peft(arguments) -> dict:
     import peft
     from datasets import Dataset
-    from torch.utils.data import Sampler
-    from transformers import DataCollatorWithPadding, Trainer, TrainingArguments
+    from transformers import DataCollatorWithPadding, TrainingArguments
 
     from lorafit.models import load_tokenizer, resolve
     from lorafit.train.batches import ShuffledSteps
-
-    class Rows(Sampler):
-        def __init__(self, steps):
-            self.steps = steps
-
-        def __len__(self):
-            return self.steps.rows
-
-        def __iter__(self):
-            yield from (row for step in self.steps for row in step)
-            self.steps.epoch += 1
 
     model, content = load(arguments)
     config = peft.LoraConfig(r=RANK, lora_alpha=ALPHA, target_modules=TARGETS, task_type="SEQ_CLS")
     model = peft.get_peft_model(model, config)
     rows = [{"input_ids": row["input_ids"], "label": row["labels"][0]} for row in content["train"]]
 
-    class SameOrder(Trainer):
-        """The rows in lorafit's order, so that accuracies differ by the computation alone."""
-
-        def _get_train_sampler(self, train_dataset=None):
-            return Rows(ShuffledSteps(len(rows), ROWS_A_STEP, arguments.seed))
-
+    # accuracies differ by the computation alone
+    in_order = trainer_in_order(ShuffledSteps(len(rows), ROWS_A_STEP, arguments.seed))
     start = time.perf_counter()
-    trainer = SameOrder(
+    trainer = in_order(
         model=model,
         args=TrainingArguments(
             output_dir=str(arguments.folder / f"peft-{arguments.seed}"),

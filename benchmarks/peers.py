@@ -9,6 +9,7 @@ and label), over the matrix-product peak measured in the same run.
 """
 
 import argparse
+import functools
 import json
 import os
 import platform
@@ -18,7 +19,9 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Literal
 
 SYSTEMS = ("lorafit", "transformers-peft", "trl", "trl-packed")
 AS_IT_COMES = "transformers-peft-bf16"  # in the checkpoint's own dtype, which transformers 5 loads by default
@@ -45,35 +48,45 @@ def main() -> None:
 
 
 def compare(arguments) -> None:
-    results: dict[str, list[dict]] = {system: [] for system in arguments.systems}
     with tempfile.TemporaryDirectory() as folder:
-        work = worker("prepare", arguments, folder)
-        peaks = []
-        for _ in range(arguments.rounds):
-            peaks.append(worker("peak", arguments, folder)["gflops"])
-            for system in arguments.systems:
-                figures = worker(system, arguments, folder)
-                figures["tokens_per_second"] = work["tokens"] / figures["seconds"]
-                results[system].append(figures)
-                print(
-                    f"{system}: {figures['tokens_per_second']:.1f} tokens/s, {figures['peak_bytes'] / 1e9:.2f} GB",
-                    flush=True,
-                )
-    report = {
-        "machine": machine(),
-        "work": work,
-        "peak_gflops": max(peaks),
-        "systems": summarize(results, work, max(peaks)),
-    }
-    arguments.output.parent.mkdir(parents=True, exist_ok=True)
-    arguments.output.write_text(json.dumps(report, indent=2) + "\n")
+        words = ["--folder", folder, "--model", arguments.model, "--data", arguments.data, "--rows", arguments.rows]
+        report = take_turns(arguments.systems, arguments.rounds, functools.partial(worker, __file__, words))
+    write(report, arguments.output)
     print(table(report))
 
 
-def worker(name: str, arguments, folder: str) -> dict:
-    """Run one system in a fresh process; its last line is its figures."""
-    command = [sys.executable, __file__, "--worker", name, "--folder", folder, "--model", arguments.model]
-    command += ["--data", arguments.data, "--rows", str(arguments.rows)]
+def take_turns(systems: Sequence[str], rounds: int, worker: Callable[[str], dict], base: str = "lorafit") -> dict:
+    """Figures of the systems, run one after the other in each round; ratios are those to `base` in the same round.
+
+    Args:
+        systems: in turns.
+        rounds: how often each runs.
+        worker: runs a system, "prepare" or "peak" in a fresh process.
+        base: the system that others are compared with.
+    """
+    results: dict[str, list[dict]] = {system: [] for system in systems}
+    work, peaks = worker("prepare"), []
+    for _ in range(rounds):
+        peaks.append(worker("peak")["gflops"])
+        for system in systems:
+            figures = worker(system)
+            figures["tokens_per_second"] = work["tokens"] / figures["seconds"]
+            results[system].append(figures)
+            print(
+                f"{system}: {figures['tokens_per_second']:.1f} tokens/s, {figures['peak_bytes'] / 1e9:.2f} GB",
+                flush=True,
+            )
+    return {
+        "machine": machine(),
+        "work": work,
+        "peak_gflops": max(peaks),
+        "systems": summarize(results, work, max(peaks), base),
+    }
+
+
+def worker(script: str, words: Sequence[object], name: str) -> dict:
+    """Run one system of a script in a fresh process; its last line is its figures."""
+    command = [sys.executable, script, "--worker", name, *map(str, words)]
     done = subprocess.run(
         command, capture_output=True, text=True, env={**os.environ, "TOKENIZERS_PARALLELISM": "false"}
     )
@@ -82,11 +95,16 @@ def worker(name: str, arguments, folder: str) -> dict:
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def summarize(results: dict[str, list[dict]], work: dict, peak_gflops: float) -> dict:
+def write(report: dict, output: Path) -> None:
+    output.parent.mkdir(parents=True, exist_ok=True)
+    output.write_text(json.dumps(report, indent=2) + "\n")
+
+
+def summarize(results: dict[str, list[dict]], work: dict, peak_gflops: float, base: str) -> dict:
     summary = {}
     for system, rounds in results.items():
         speed = statistics.median(figures["tokens_per_second"] for figures in rounds)
-        ratios = [mine["seconds"] / theirs["seconds"] for mine, theirs in zip(rounds, results["lorafit"], strict=True)]
+        ratios = [mine["seconds"] / theirs["seconds"] for mine, theirs in zip(rounds, results[base], strict=True)]
         summary[system] = {
             "tokens_per_second": speed,
             "peak_gb": max(figures["peak_bytes"] for figures in rounds) / 1e9,
@@ -136,20 +154,27 @@ def run_worker(arguments) -> None:
         train = {"lorafit": lorafit, "transformers-peft": transformers_peft, AS_IT_COMES: transformers_peft}.get(
             arguments.worker, trl
         )
-        seconds, loss = train(arguments, rows)
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-        figures = {"seconds": seconds, "loss": loss, "peak_bytes": peak}
+        seconds, steps = train(arguments, rows)
+        figures = {"seconds": seconds, "loss": steps[-1]["loss"], "peak_bytes": peak_bytes()}
     print("\n" + json.dumps(figures))
 
 
-def prepare_rows(arguments) -> dict:
-    """Token ids and labels as lorafit makes them; every system gets these very rows."""
+def peak_bytes() -> int:
+    """The most resident memory that this process had. It begins with what its parent had: keep parents light."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def prepare_rows(arguments, longest: int | None = None) -> dict:
+    """Token ids and labels as lorafit makes them, of the first rows of at most `longest` tokens, for every system."""
     from lorafit.data import prepare
     from lorafit.models import load_tokenizer, resolve
 
     resolved = resolve(arguments.model)
     prepared = prepare([arguments.data], load_tokenizer(resolved))
-    rows = prepared.train.select(range(arguments.rows)).select_columns(["input_ids", "labels"]).to_list()
+    rows = prepared.train.select_columns(["input_ids", "labels"]).to_list()
+    rows = [row for row in rows if longest is None or len(row["input_ids"]) <= longest][: arguments.rows]
+    if len(rows) < arguments.rows:
+        raise SystemExit(f"{arguments.data} has {len(rows)} such rows, {arguments.rows} are needed")
     (arguments.folder / "rows.json").write_text(json.dumps(rows))
     model = load(arguments.model)
     head = model.get_output_embeddings().weight.numel()
@@ -161,10 +186,10 @@ def prepare_rows(arguments) -> dict:
     return {"rows": len(rows), "tokens": tokens, "labels": labels, "gflop_per_token": gflop, "dtype": str(model.dtype)}
 
 
-def load(name: str, dtype: str = "auto"):
+def load(name: str, dtype: str = "auto", quantize: Literal["none", "nf4", "int8"] = "none"):
     from lorafit.models import load_model, resolve
 
-    return load_model(resolve(name), dtype=dtype)
+    return load_model(resolve(name), dtype=dtype, quantize=quantize)
 
 
 def matrix_peak(name: str) -> float:
@@ -183,20 +208,26 @@ def matrix_peak(name: str) -> float:
     return best
 
 
-def lorafit(arguments, rows) -> tuple[float, float]:
-    from datasets import Dataset
-
+def lorafit(arguments, rows) -> tuple[float, list[dict]]:
     from lorafit import LoraConfig, attach
     from lorafit.recipe import TrainSettings
-    from lorafit.train.fast import choose_fast_path
-    from lorafit.train.loss import LabelLoss
-    from lorafit.train.trainer import LoraTrainer
 
     model = load(arguments.model)
     attach(model, LoraConfig(r=RANK, lora_alpha=ALPHA, target_modules="all-linear"))
     settings = TrainSettings(
         per_device_train_batch_size=ROWS_A_STEP, num_train_epochs=1, learning_rate=LEARNING_RATE, save_steps=10_000
     )
+    return train_with_lorafit(model, settings, rows, arguments.folder / "lorafit")
+
+
+def train_with_lorafit(model, settings, rows, checkpoints: Path) -> tuple[float, list[dict]]:
+    """Train the model's adapter as `lorafit train` does, without evaluations."""
+    from datasets import Dataset
+
+    from lorafit.train.fast import choose_fast_path
+    from lorafit.train.loss import LabelLoss
+    from lorafit.train.trainer import LoraTrainer
+
     loss = LabelLoss(model)
     start = time.perf_counter()
     fast = choose_fast_path(loss, [loss.document(row) for row in rows[:4]])
@@ -205,7 +236,7 @@ def lorafit(arguments, rows) -> tuple[float, float]:
         settings,
         train=Dataset.from_list(rows),
         held_out=None,
-        checkpoints=arguments.folder / "lorafit",
+        checkpoints=checkpoints,
         loss=loss,
         packed=fast.packed,
         share_prefix=fast.prefix,
@@ -214,7 +245,7 @@ def lorafit(arguments, rows) -> tuple[float, float]:
         return timed(trainer, start)
 
 
-def transformers_peft(arguments, rows) -> tuple[float, float]:
+def transformers_peft(arguments, rows) -> tuple[float, list[dict]]:
     import peft
     from datasets import Dataset
     from transformers import DataCollatorForSeq2Seq, Trainer, TrainingArguments
@@ -234,7 +265,7 @@ def transformers_peft(arguments, rows) -> tuple[float, float]:
     )
 
 
-def trl(arguments, rows) -> tuple[float, float]:
+def trl(arguments, rows) -> tuple[float, list[dict]]:
     import peft
     from datasets import Dataset
     from trl import SFTConfig, SFTTrainer
@@ -273,12 +304,31 @@ def common(arguments) -> dict:
     }
 
 
-def timed(trainer, start: float | None = None) -> tuple[float, float]:
-    """Seconds of the whole training (from `start`, if something of it began then), and the last loss."""
+def trainer_in_order(steps):
+    """transformers' Trainer, with the rows in the order of lorafit's `ShuffledSteps`."""
+    from torch.utils.data import Sampler
+    from transformers import Trainer
+
+    class Rows(Sampler):
+        def __len__(self):
+            return steps.rows
+
+        def __iter__(self):
+            yield from (row for step in steps for row in step)
+            steps.epoch += 1
+
+    class SameOrder(Trainer):
+        def _get_train_sampler(self, train_dataset=None):
+            return Rows()
+
+    return SameOrder
+
+
+def timed(trainer, start: float | None = None) -> tuple[float, list[dict]]:
+    """Seconds of the whole training (from `start`, if something of it began then), and what was logged of each step."""
     start = time.perf_counter() if start is None else start
     trainer.train()
-    losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
-    return time.perf_counter() - start, losses[-1]
+    return time.perf_counter() - start, [entry for entry in trainer.state.log_history if "loss" in entry]
 
 
 if __name__ == "__main__":

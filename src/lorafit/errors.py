@@ -28,6 +28,10 @@ class AdapterFileError(LorafitError, ValueError):
     """An adapter's files do not fit the model, or hold a setting that lorafit cannot reproduce."""
 
 
+class PlanError(LorafitError, RuntimeError):
+    """What training will take cannot be predicted."""
+
+
 class RunError(LorafitError, RuntimeError):
     """A run directory is missing, incomplete or in use."""
 

@@ -11,6 +11,7 @@ from transformers import (
 )
 
 from lorafit.evaluate import loss as loss_module
+from lorafit.evaluate import scores as scores_module
 from lorafit.evaluate.loss import row_losses
 
 
@@ -93,11 +94,10 @@ def test_small_budgets_change_batches_and_not_figures(monkeypatch: pytest.Monkey
     torch.manual_seed(0)
     model, data = llama(), rows(LENGTHS)
     expected = row_losses(model, data)
-    monkeypatch.setattr(loss_module, "TOKENS_A_BATCH", 31)
     monkeypatch.setattr(loss_module, "LOGITS_A_BATCH", 97 * 20)
-    monkeypatch.setattr(loss_module, "POSITIONS_A_CHUNK", 3)
+    monkeypatch.setattr(scores_module, "LOGITS_A_CHUNK", 97 * 3)
     sizes: list[int] = []
-    found = row_losses(model, data, on_rows=sizes.append)
+    found = row_losses(model, data, token_budget=31, on_rows=sizes.append)
     assert sum(sizes) == len(data) and len(sizes) > 3
     torch.testing.assert_close(torch.tensor(found.loss), torch.tensor(expected.loss), rtol=1e-5, atol=1e-5)
     assert (found.correct == expected.correct).all()

@@ -3,7 +3,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lorafit.kernels.linear_cross_entropy import linear_cross_entropy, linear_cross_entropy_reference
+from lorafit.kernels.linear_cross_entropy import (
+    linear_cross_entropy,
+    linear_cross_entropy_reference,
+    linear_scores,
+    linear_scores_reference,
+)
 
 
 def head(rows, width, vocabulary, dtype, seed=0, bias=True):
@@ -35,6 +40,45 @@ def test_loss_and_gradient_equal_autograd_through_whole_logits(rows, vocabulary,
 
     torch.testing.assert_close(ours, plain, rtol=1e-12, atol=1e-12)
     torch.testing.assert_close(our_gradient, plain_gradient, rtol=1e-10, atol=1e-12)
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    rows=st.integers(0, 17),
+    vocabulary=st.integers(1, 40),
+    block=st.tuples(st.integers(1, 20), st.integers(1, 50)),
+    scale=st.sampled_from([1.0, 0.5, 2.0]),
+    softcap=st.sampled_from([None, 3.0]),
+    bias=st.booleans(),
+    seed=st.integers(0, 1000),
+)
+def test_scores_equal_whole_logits_and_of_equal_logits_the_first_counts(
+    rows, vocabulary, block, scale, softcap, bias, seed
+):
+    hidden, weight, targets, offset = head(rows, 2, vocabulary, torch.float64, seed, bias)
+    # small whole numbers: most rows have several largest logits, and every product is exact
+    hidden, weight, offset = hidden.round(), weight.round(), None if offset is None else offset.round()
+    if rows and seed % 2:
+        logits = torch.nn.functional.linear(hidden, weight, offset)
+        targets = (logits == logits.amax(1, keepdim=True)).double().multinomial(1)[:, 0]  # any of the largest
+    losses, correct = linear_scores(hidden, weight, targets, offset, scale=scale, softcap=softcap, block=block)
+    plain, plain_correct = linear_scores_reference(hidden, weight, targets, offset, scale=scale, softcap=softcap)
+    torch.testing.assert_close(losses, plain.detach(), rtol=1e-12, atol=1e-12)
+    assert torch.equal(correct, plain_correct) and not losses.requires_grad
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("softcap", [None, 5.0])
+def test_scores_of_a_large_vocabulary(dtype, softcap):
+    hidden, weight, targets, bias = head(300, 16, 20_000, dtype)  # several blocks of the default size
+    if dtype == torch.bfloat16:  # whole numbers are exact there too, whatever the block; many are equal
+        hidden, weight, bias = (x.detach().round() for x in (hidden, weight, bias))
+    logits = torch.nn.functional.linear(hidden, weight, bias).float()
+    targets[:150] = logits[:150].argmax(1)
+    losses, correct = linear_scores(hidden, weight, targets, bias, softcap=softcap)
+    plain, plain_correct = linear_scores_reference(hidden, weight, targets, bias, softcap=softcap)
+    torch.testing.assert_close(losses, plain.detach(), rtol=1e-5, atol=1e-5)
+    assert torch.equal(correct, plain_correct) and correct.sum() >= 150
 
 
 def test_gradcheck():
@@ -98,4 +142,5 @@ def test_logits_are_never_whole(monkeypatch):
     monkeypatch.setattr(torch, "mm", lambda *a, out: sizes.append(out.numel()) or mm(*a, out=out))
     hidden, weight, targets, _ = head(100, 4, 50_000, torch.float32, bias=False)
     linear_cross_entropy(hidden, weight, targets)
+    linear_scores(hidden, weight, targets)
     assert max(sizes) <= 2**20 < 100 * 50_000

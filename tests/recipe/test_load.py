@@ -254,7 +254,7 @@ def test_three_trainers_recipes_of_one_run_are_one_recipe(write):
         ("quantization_bit: 4\ndouble_quantization: true", "nf4"),
         ("adapter: qlora\nload_in_4bit: true", "nf4"),
         ("load_in_8bit: true", "int8"),
-        ("load_in_4bit: false", "none"),
+        ("load_in_4bit: false", "auto"),
     ],
 )
 def test_what_peers_call_quantization(write, text, quantize):

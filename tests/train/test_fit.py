@@ -9,12 +9,16 @@ from tiny_models import tiny_model
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast, T5Config, T5ForConditionalGeneration, TrainerCallback
 
-from lorafit.errors import MissingExtraError, ModelError, RunError
+from lorafit.errors import MissingExtraError, ModelError, PlanError, RunError
 from lorafit.lora import disabled
 from lorafit.recipe import load_recipe
 from lorafit.train import Run, train
 from lorafit.train.callbacks import ShowProgress
+from lorafit.train.loss import LabelLoss
 from lorafit.train.trainer import LoraTrainer
+
+
+QUIET = {"on_notice": lambda line: None}
 
 
 def byte_tokenizer() -> PreTrainedTokenizerFast:
@@ -216,3 +220,75 @@ def test_a_model_that_is_no_causal_one_is_an_error(rows, tmp_path):
     byte_tokenizer().save_pretrained(tmp_path / "t5")
     with pytest.raises(ModelError, match="causal language models only"):
         train(recipe(tmp_path / "t5", rows, tmp_path / "run"))
+
+
+def test_the_plan_is_settled_before_the_model_is_loaded_and_kept_with_the_run(base, rows, tmp_path):
+    plans = []
+    autos = ["train.token_budget=auto", "model.quantize=auto"]
+    train(recipe(base("llama"), rows, tmp_path / "run", *autos, max_steps=1), on_plan=plans.append, **QUIET)
+    run = Run.open(tmp_path / "run")
+    plan = run.record["plan"]
+    assert plan == plans[0].to_dict() and plan["fits"]
+    settled = run.recipe
+    assert (settled.model.quantize, settled.train.token_budget) == ("none", plan["token_budget"])
+    assert settled.train.gradient_checkpointing is False
+    assert plan["predicted_peak_bytes"] == pytest.approx(run.record["figures"]["peak_memory_bytes"], rel=0.25)
+
+
+def test_a_plan_that_does_not_fit_refuses_and_leaves_nothing_unless_forced(base, rows, tmp_path, monkeypatch):
+    small = recipe(base("llama"), rows, tmp_path / "run", max_steps=1, memory="100MB")
+    monkeypatch.setattr("lorafit.train.tasks.load_model", lambda *args, **kwargs: pytest.fail("a model was loaded"))
+    with pytest.raises(RunError, match=r"0\.1 GB may be used.* The least that would do is .*--force"):
+        train(small, **QUIET)
+    assert not (tmp_path / "run").exists()
+    monkeypatch.undo()
+    train(small, force=True, **QUIET)
+    assert Run.open(tmp_path / "run").record["plan"]["fits"] is False
+
+
+def test_without_a_plan_training_goes_on_and_says_so(base, rows, tmp_path, monkeypatch):
+    def fail(*args):
+        raise PlanError("the memory of a model cannot be predicted")
+
+    monkeypatch.setattr("lorafit.train.fit.plan_run", fail)
+    lines = []
+    train(recipe(base("llama"), rows, tmp_path / "run", max_steps=1), on_notice=lines.append)
+    assert lines[0] == "No plan of memory: the memory of a model cannot be predicted."
+    assert Run.open(tmp_path / "run").record["plan"] is None
+
+
+def test_memory_that_runs_out_on_the_largest_batch_shrinks_it_before_the_first_step(base, rows, tmp_path, monkeypatch):
+    """A device with little memory, played by a loss that refuses more than so many tokens with their activations."""
+    monkeypatch.setattr("lorafit.train.fit.REHEARSED", ("cpu",))
+    own, sizes = LabelLoss.__call__, []
+
+    def limited(self, batch):
+        layer = self.model.model.layers[0]
+        tokens = batch.input_ids.numel()
+        if self.model.training and tokens * (1 if layer.gradient_checkpointing else 4) > 60:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        sizes.append(tokens)
+        return own(self, batch)
+
+    plain = train(recipe(base("llama"), rows, tmp_path / "plain", max_steps=2), **QUIET)
+    monkeypatch.setattr(LabelLoss, "__call__", limited)
+    lines = []
+    trained = train(recipe(base("llama"), rows, tmp_path / "run", max_steps=2), on_notice=lines.append)
+    longest = max(map(len, trained.prepared.train["input_ids"]))
+    assert len(lines) > 2 and all(
+        "Memory ran out on the largest batch, before the first step" in line for line in lines
+    )
+    assert "train.token_budget 128" in lines[0] and "train.gradient_checkpointing true" in lines[-1]
+    settings = Run.open(tmp_path / "run").recipe.train
+    assert settings.token_budget == longest and settings.gradient_checkpointing is True
+    losses = [[row["loss"] for row in run.run.metrics() if "loss" in row] for run in (plain, trained)]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+
+    monkeypatch.setattr(LabelLoss, "__call__", _never_enough)
+    with pytest.raises(RunError, match="memory does not suffice"):
+        train(recipe(base("llama"), rows, tmp_path / "none", max_steps=2), **QUIET)
+    assert not (tmp_path / "none").exists()
+
+
+def _never_enough(self, batch):
+    raise torch.OutOfMemoryError("CUDA out of memory")

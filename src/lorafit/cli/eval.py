@@ -61,7 +61,7 @@ def _text(run: "Run", files: list[str], out: Output) -> dict[str, Any]:
     prepared = held_out_rows(recipe, tokenizer, template, files)
     _check_rows(run, files, prepared.train)
     history = [] if files else run.metrics()
-    evaluation = evaluate_text(model, tokenizer, template, prepared, recipe, out, history=history)
+    evaluation = evaluate_text(run, model, tokenizer, template, prepared, out, history=history)
     if not files:
         evaluation.write(run.directory)
     show_evaluation(out.console, evaluation)

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 import lorafit
-from lorafit.cli import chat, demo, eval, export, generate, init, train
+from lorafit.cli import chat, demo, eval, export, generate, init, plan, train
 from lorafit.cli.options import INTERRUPTED
 from lorafit.cli.output import print_json
 from lorafit.errors import LorafitError
@@ -27,7 +27,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for verb in (demo.demo, init.init, train.train, eval.eval, generate.generate, chat.chat, export.export):
+for verb in (demo.demo, init.init, plan.plan, train.train, eval.eval, generate.generate, chat.chat, export.export):
     app.command()(verb)
 
 

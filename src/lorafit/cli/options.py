@@ -14,6 +14,26 @@ def expanded(path: Path | None) -> Path | None:
 
 
 RunArgument = Annotated[Path, typer.Argument(metavar="RUN", help="A run directory.", show_default=False)]
+RecipeArgument = Annotated[Path | None, typer.Argument(metavar="[RECIPE]", help="A recipe (YAML).")]
+ModelOption = Annotated[
+    str | None, typer.Option("--model", metavar="M", help="Hub id, directory, GGUF file or demo:gemma-3-270m.")
+]
+DataOption = Annotated[
+    list[str] | None,
+    typer.Option("--data", metavar="FILE", help="Rows to learn from, or a dataset id; may be repeated."),
+]
+ValidationOption = Annotated[
+    list[str] | None,
+    typer.Option("--validation", metavar="FILE", help="Rows to hold out; a share of the data if not given."),
+]
+SetOption = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Any setting, such as lora.r=32; may be repeated."),
+]
+MemoryOption = Annotated[
+    str | None,
+    typer.Option("--memory", metavar="SIZE", help="Memory to fit into, such as 8GB; all that is free if not given."),
+]
 JsonFlag = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout and nothing else there.")]
 OutputDir = Annotated[
     Path | None,

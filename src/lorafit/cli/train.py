@@ -6,8 +6,19 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from lorafit.cli.options import INTERRUPTED, JsonFlag, MaxSteps, OutputDir
+from lorafit.cli.options import (
+    INTERRUPTED,
+    DataOption,
+    JsonFlag,
+    MaxSteps,
+    MemoryOption,
+    ModelOption,
+    OutputDir,
+    SetOption,
+    ValidationOption,
+)
 from lorafit.cli.output import Output, open_output
+from lorafit.cli.show_plan import memory_line, plan_line
 from lorafit.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -16,32 +27,22 @@ if TYPE_CHECKING:
     from lorafit.data import ClassSummary, Prepared, PreparedClasses, Template
     from lorafit.evaluate import ClassEvaluation, Evaluation
     from lorafit.recipe import Recipe
-    from lorafit.train import Trained
+    from lorafit.train import Run, Trained
 
 
 def train(
     recipe: Annotated[
         Path | None, typer.Argument(metavar="[RECIPE]", help="A recipe (YAML); with --resume a run directory.")
     ] = None,
-    model: Annotated[
-        str | None,
-        typer.Option("--model", metavar="M", help="Hub id, directory, GGUF file or demo:gemma-3-270m."),
-    ] = None,
-    data: Annotated[
-        list[str] | None,
-        typer.Option("--data", metavar="FILE", help="Rows to learn from, or a dataset id; may be repeated."),
-    ] = None,
-    validation: Annotated[
-        list[str] | None,
-        typer.Option("--validation", metavar="FILE", help="Rows to hold out; a share of the data if not given."),
-    ] = None,
+    model: ModelOption = None,
+    data: DataOption = None,
+    validation: ValidationOption = None,
     output_dir: OutputDir = None,
     max_steps: MaxSteps = None,
-    set: Annotated[
-        list[str] | None,
-        typer.Option("--set", metavar="KEY=VALUE", help="Any setting, such as lora.r=32; may be repeated."),
-    ] = None,
+    memory: MemoryOption = None,
+    set: SetOption = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with a run that was stopped.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Start even if the plan says it does not fit.")] = False,
     json: JsonFlag = False,
 ) -> None:
     """Train an adapter, then compare base and tuned model on rows that were held out."""
@@ -51,7 +52,7 @@ def train(
                 raise ConfigError("--resume takes one run directory: leave out --output-dir")
             if given := [option for option, value in (
                 ("--model", model), ("--data", data), ("--validation", validation),
-                ("--max-steps", max_steps), ("--set", set),
+                ("--max-steps", max_steps), ("--memory", memory), ("--set", set),
             ) if value]:  # fmt: skip
                 raise ConfigError(f"{', '.join(given)}: a resumed run keeps its settings; leave that out")
             settings = _recipe_to_resume(recipe, output_dir)
@@ -66,8 +67,9 @@ def train(
                 validation=validation or None,
                 output_dir=None if output_dir is None else str(output_dir),
                 max_steps=max_steps,
+                memory=memory,
             )
-        trained = run_training(settings, out, resume=resume)
+        trained = run_training(settings, out, resume=resume, force=force)
         result: dict[str, Any] = {"run": str(trained.run.directory), "state": trained.run.record["state"]}
         if trained.interrupted:
             out.result(result)
@@ -76,8 +78,8 @@ def train(
         out.result(result)
 
 
-def run_training(recipe: "Recipe", out: Output, *, resume: bool = False) -> "Trained":
-    """Train, showing the rows first."""
+def run_training(recipe: "Recipe", out: Output, *, resume: bool = False, force: bool = False) -> "Trained":
+    """Train, showing first the rows and what it will take, and at the end what it took."""
     from lorafit.collection import collection_paused
 
     with collection_paused():  # most of the time to the first step is importing
@@ -89,7 +91,16 @@ def run_training(recipe: "Recipe", out: Output, *, resume: bool = False) -> "Tra
 
     for note in recipe.recipe_notes:
         out.console.print(note, style="dim", markup=False)
-    return fit(recipe, resume=resume, on_summary=show)
+    trained = fit(
+        recipe,
+        resume=resume,
+        force=force,
+        on_summary=show,
+        on_plan=lambda plan: out.console.print(plan_line(plan), markup=False),
+    )
+    if (line := memory_line(trained.run.record)) is not None:
+        out.console.print(line, style="dim", markup=False)
+    return trained
 
 
 def _recipe_to_resume(run: Path | None, output_dir: Path | None) -> "Recipe":
@@ -108,7 +119,7 @@ def _evaluate(trained: "Trained", out: Output) -> dict[str, Any]:
     run, model, prepared = trained.run, trained.model, trained.prepared
     recipe, history, writes_text = run.recipe, run.metrics(), isinstance(prepared, Prepared)
     if isinstance(prepared, Prepared):
-        evaluation = evaluate_text(model, trained.tokenizer, trained.template, prepared, recipe, out, history=history)
+        evaluation = evaluate_text(run, model, trained.tokenizer, trained.template, prepared, out, history=history)
         evaluation.write(run.directory)
         show_evaluation(out.console, evaluation)
     else:
@@ -145,19 +156,20 @@ def evaluate_classification(
 
 
 def evaluate_text(
+    run: "Run",
     model: "PreTrainedModel",
     tokenizer: "PreTrainedTokenizerBase",
     template: "Template",
     prepared: "Prepared",
-    recipe: "Recipe",
     out: Output,
     *,
     history: Iterable[Mapping[str, Any]] = (),
 ) -> "Evaluation":
-    """Base against tuned language model, with a progress bar."""
+    """Base against tuned language model, computed as the run was trained, with a progress bar."""
     from lorafit.evaluate import evaluate
+    from lorafit.train.fast import FastPath
 
-    rows = prepared.held_out_rows
+    recipe, rows = run.recipe, prepared.held_out_rows
     with out.progress("Base against tuned", 2 * (len(rows) + recipe.evaluate.samples)) as on_rows:
         return evaluate(
             model,
@@ -166,6 +178,8 @@ def evaluate_text(
             prepared.held_out,
             rows,
             settings=recipe.evaluate,
+            fast=FastPath(**run.record["fast"]),
+            token_budget=recipe.train.tokens_at_once,
             seed=recipe.train.seed,
             history=history,
             on_rows=on_rows,

@@ -7,8 +7,9 @@ from typing import Any
 import numpy as np
 from transformers import PreTrainedModel
 
-from lorafit.evaluate.loss import RowLosses, TokenRows, row_losses
+from lorafit.evaluate.loss import TOKENS_A_BATCH, RowLosses, TokenRows, row_losses
 from lorafit.lora import disabled
+from lorafit.train.fast import PLAIN, FastPath
 
 
 @dataclass(frozen=True)
@@ -53,6 +54,8 @@ def compare(
     model: PreTrainedModel,
     held_out: TokenRows,
     *,
+    fast: FastPath = PLAIN,
+    token_budget: int = TOKENS_A_BATCH,
     bootstrap_samples: int = 1000,
     seed: int = 42,
     on_rows: Callable[[int], None] = lambda done: None,
@@ -62,6 +65,8 @@ def compare(
     Args:
         model: a model with an active adapter; it is the same afterwards.
         held_out: rows with `input_ids` and `labels` (not shifted, -100 carries no loss).
+        fast: the parts that are exact for this model, as training chose them.
+        token_budget: tokens computed at a time; a longer row goes alone.
         bootstrap_samples: resamples behind each interval.
         seed: of the resampling.
         on_rows: told how many rows each batch has finished; each row is scored twice.
@@ -70,8 +75,8 @@ def compare(
         `loss` in nats a trained token, `perplexity` and `token_accuracy` in [0, 1].
     """
     with disabled(model):
-        base = row_losses(model, held_out, on_rows=on_rows)
-    tuned = row_losses(model, held_out, on_rows=on_rows)
+        base = row_losses(model, held_out, fast=fast, token_budget=token_budget, on_rows=on_rows)
+    tuned = row_losses(model, held_out, fast=fast, token_budget=token_budget, on_rows=on_rows)
     return Comparison(
         rows=len(held_out),
         tokens=int(tuned.tokens.sum()),

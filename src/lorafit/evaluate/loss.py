@@ -1,23 +1,20 @@
 """The loss of a language model over held-out rows, one figure a row."""
 
-import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
-import torch
-from torch import Tensor
-from torch.nn import functional as F
 from transformers import PreTrainedModel
 
 from lorafit.errors import ModelError
+from lorafit.evaluate.scores import LabelScores
+from lorafit.train.batches import IGNORED, Document, pack, pad, shared_prefix
+from lorafit.train.fast import PLAIN, FastPath
 from lorafit.train.loss import evaluating
 
-IGNORED = -100  # transformers' label of a token that carries no loss
-TOKENS_A_BATCH = 4096  # tokens a forward pass, padding included
-LOGITS_A_BATCH = 2**27  # logits a forward pass: 0.5 GiB in float32; a longer single row goes alone
-POSITIONS_A_CHUNK = 256  # positions whose float32 softmax is held at once
+TOKENS_A_BATCH = 1024  # tokens a forward pass, padding included: as training by default
+LOGITS_A_BATCH = 2**25  # of a head that makes whole ones: 128 MiB in float32; a longer single row goes alone
 
 
 class TokenRows(Protocol):
@@ -48,13 +45,20 @@ class RowLosses:
 
 
 def row_losses(
-    model: PreTrainedModel, rows: TokenRows, *, on_rows: Callable[[int], None] = lambda done: None
+    model: PreTrainedModel,
+    rows: TokenRows,
+    *,
+    fast: FastPath = PLAIN,
+    token_budget: int = TOKENS_A_BATCH,
+    on_rows: Callable[[int], None] = lambda done: None,
 ) -> RowLosses:
     """Score every row, in batches of similar length, with logits only where a label needs them.
 
     Args:
         model: a causal language model; it is put into evaluation mode meanwhile.
         rows: `input_ids` and `labels` of each row; labels are not shifted, -100 carries no loss.
+        fast: the parts that are exact for this model, as training chose them.
+        token_budget: tokens computed at a time, padding included; a longer row goes alone.
         on_rows: told how many rows each batch has finished.
 
     Returns:
@@ -63,78 +67,66 @@ def row_losses(
     Raises:
         ModelError: a loss is not a finite number.
     """
-    rows = [rows[index] for index in range(len(rows))]
-    figures = np.zeros((len(rows), 3))
-    with evaluating(model):
-        for batch in _batches(rows, vocabulary=model.config.get_text_config().vocab_size):
-            figures[batch] = _score(model, [rows[index] for index in batch]).cpu().numpy()
-            on_rows(len(batch))
-    if not np.isfinite(figures).all():
-        broken = np.flatnonzero(~np.isfinite(figures).all(axis=1)).tolist()
+    documents = [Document.of(rows[index]) for index in range(len(rows))]
+    tokens = np.array([sum(target != IGNORED for target in document.targets) for document in documents], dtype=int)
+    loss, correct = np.zeros(len(rows)), np.zeros(len(rows))
+    scorer = LabelScores(model)
+    if not tokens.all():
+        on_rows(int((tokens == 0).sum()))  # nothing to compute
+    with evaluating(model), fast.on(scorer):
+        for group in _groups(documents, tokens, scorer, fast, token_budget):
+            members = [documents[index] for index in group]
+            batch = pack(members, share_prefix=fast.prefix) if fast.packed else pad(members)
+            losses, right = scorer.scores(batch.to(model.device))
+            owners = np.repeat(group, tokens[group])  # labels come document after document
+            np.add.at(loss, owners, losses.cpu().double().numpy())
+            np.add.at(correct, owners, right.cpu().numpy())
+            on_rows(len(group))
+    if not np.isfinite(loss).all():
+        broken = np.flatnonzero(~np.isfinite(loss)).tolist()
         raise ModelError(
             f"the model's loss is not finite on {len(broken)} of {len(rows)} rows (the first is row {broken[0]}): "
             f"its weights are {model.dtype}; load it in bfloat16 or float32"
         )
-    return RowLosses(*figures.T)
+    return RowLosses(loss, tokens.astype(np.float64), correct)
 
 
-def _score(model: PreTrainedModel, rows: Sequence[Mapping[str, Any]]) -> Tensor:
-    """Loss, trained and correct tokens of each row of one batch: (rows, 3), float64."""
-    length = max(len(row["input_ids"]) for row in rows)
-    input_ids = torch.zeros(len(rows), length, dtype=torch.long)
-    labels = torch.full((len(rows), length), IGNORED)
-    attention_mask = torch.zeros(len(rows), length, dtype=torch.long)
-    for index, row in enumerate(rows):
-        size = len(row["input_ids"])
-        input_ids[index, :size] = torch.as_tensor(row["input_ids"])
-        labels[index, :size] = torch.as_tensor(row["labels"])
-        attention_mask[index, :size] = 1
+def _groups(
+    documents: Sequence[Document], tokens: np.ndarray, scorer: LabelScores, fast: FastPath, token_budget: int
+) -> Iterator[list[int]]:
+    """Indices of documents of similar length, longest first (memory peaks at once), each group within both budgets.
 
-    targets = labels[:, 1:]  # position i predicts token i + 1
-    positions = (targets != IGNORED).any(dim=0).nonzero().squeeze(1)  # (kept,): needed by at least one row
-    targets = targets[:, positions].to(model.device)  # (rows, kept)
-    inputs = {"input_ids": input_ids.to(model.device)}
-    if attention_mask.min() == 0:
-        inputs["attention_mask"] = attention_mask.to(model.device)
-    logits = _logits(model, inputs, positions.to(model.device))  # (rows, kept, vocabulary)
+    Args:
+        documents: of all rows; those without a label are in no group.
+        tokens: labels of each, (rows,).
+        scorer: makes whole logits where it has no head.
+        fast: whether documents share a row, and their beginning.
+        token_budget: tokens of a group.
+    """
+    lengths = np.array([len(document) for document in documents])
+    starts = np.array([_first_label(document) for document in documents])
+    labelled = [index for index in range(len(documents)) if tokens[index]]
+    shared = shared_prefix([documents[index] for index in labelled]) if fast.prefix else 0
+    vocabulary = scorer.model.config.get_text_config().vocab_size
 
-    losses, correct = [], []
-    flat = logits.flatten(0, 1).split(POSITIONS_A_CHUNK)
-    for chunk, target in zip(flat, targets.flatten().split(POSITIONS_A_CHUNK), strict=True):
-        target = target.to(chunk.device)
-        losses.append(F.cross_entropy(chunk.float(), target, ignore_index=IGNORED, reduction="none"))
-        correct.append(chunk.argmax(dim=-1) == target)
-    trained = (targets != IGNORED).cpu()
-    figures = [torch.cat(losses).cpu().view_as(trained), trained, torch.cat(correct).cpu().view_as(trained)]
-    return torch.stack([figure.double().sum(dim=1) for figure in figures], dim=1)
+    def fits(group: list[int]) -> bool:
+        longest = lengths[group].max()
+        computed = shared + (lengths[group] - shared).sum() if fast.packed else len(group) * longest
+        if scorer.head is not None:
+            return computed <= token_budget
+        kept = tokens[group].sum() if fast.packed else len(group) * (longest - starts[group].min())
+        kept = kept if scorer.keeps_label_columns else computed
+        return computed <= token_budget and kept * vocabulary <= LOGITS_A_BATCH
 
-
-def _logits(model: PreTrainedModel, inputs: dict[str, Tensor], positions: Tensor) -> Tensor:
-    """Logits at `positions` of every row; a model that cannot leave out the others computes all of them."""
-    if "logits_to_keep" in inspect.signature(model.forward).parameters:
-        return model(**inputs, use_cache=False, logits_to_keep=positions).logits
-    return model(**inputs, use_cache=False).logits[:, positions]
-
-
-def _batches(rows: Sequence[Mapping[str, Any]], vocabulary: int) -> Iterator[list[int]]:
-    """Indices of rows of similar length, longest first (memory peaks at once), each batch within both budgets."""
-    lengths = [len(row["labels"]) for row in rows]
-    starts = [_first_trained(row["labels"]) for row in rows]
-
-    def fits(batch: list[int]) -> bool:
-        length = max(lengths[index] for index in batch)
-        needed = length - min(starts[index] for index in batch)
-        return len(batch) * length <= TOKENS_A_BATCH and len(batch) * needed * vocabulary <= LOGITS_A_BATCH
-
-    batch: list[int] = []
-    for index in sorted(range(len(rows)), key=lengths.__getitem__, reverse=True):
-        if batch and not fits([*batch, index]):
-            yield batch
-            batch = []
-        batch.append(index)
-    if batch:
-        yield batch
+    group: list[int] = []
+    for index in sorted(labelled, key=lengths.__getitem__, reverse=True):
+        if group and not fits([*group, index]):
+            yield group
+            group = []
+        group.append(index)
+    if group:
+        yield group
 
 
-def _first_trained(labels: Sequence[int]) -> int:
-    return next((index for index, label in enumerate(labels) if label != IGNORED), len(labels))
+def _first_label(document: Document) -> int:
+    return next((index for index, target in enumerate(document.targets) if target != IGNORED), len(document))

@@ -11,11 +11,12 @@ from typing import TYPE_CHECKING, Any
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lorafit.evaluate.compare import Comparison, Measured, compare, measured_to_dict
-from lorafit.evaluate.loss import TokenRows
+from lorafit.evaluate.loss import TOKENS_A_BATCH, TokenRows
 from lorafit.evaluate.prompts import sample_prompts
 from lorafit.evaluate.samples import Sample, sample_answers
 from lorafit.evaluate.verdict import Verdict, verdict
 from lorafit.models import context_length
+from lorafit.train.fast import PLAIN, FastPath
 from lorafit.train.run import write_atomically
 
 if TYPE_CHECKING:
@@ -54,6 +55,8 @@ def evaluate(
     rows: Sequence[Row],
     *,
     settings: EvaluateSettings,
+    fast: FastPath = PLAIN,
+    token_budget: int = TOKENS_A_BATCH,
     seed: int = 42,
     history: Iterable[Mapping[str, Any]] = (),
     on_rows: Callable[[int], None] = lambda done: None,
@@ -67,13 +70,23 @@ def evaluate(
         held_out: rows with `input_ids` and `labels`.
         rows: the same rows as messages or text, in the same order.
         settings: how many samples, of which length; resamples behind each interval.
+        fast: the parts that are exact for this model, as training chose them.
+        token_budget: tokens computed at a time for the figures; a longer row goes alone.
         seed: of the resampling.
         history: the lines of `metrics.jsonl`; without them overfitting is not judged.
         on_rows: told how many rows each batch has finished: twice the rows, then twice the samples.
     """
     context = context_length(model)
     longest = None if context is None else context - settings.max_new_tokens
-    comparison = compare(model, held_out, bootstrap_samples=settings.bootstrap_samples, seed=seed, on_rows=on_rows)
+    comparison = compare(
+        model,
+        held_out,
+        fast=fast,
+        token_budget=token_budget,
+        bootstrap_samples=settings.bootstrap_samples,
+        seed=seed,
+        on_rows=on_rows,
+    )
     answers = sample_answers(
         model,
         tokenizer,

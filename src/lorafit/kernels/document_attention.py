@@ -73,6 +73,12 @@ def _repeated_prefix(prefix: int, lengths: tuple[int, ...], device: torch.device
     return torch.tensor(order, device=device), torch.tensor(places, device=device)
 
 
+def forget_masks() -> None:
+    """Drop the masks and places that calls of equal lengths share."""
+    for cached in (_repeated_prefix, products.groups_of, products._mask):
+        cached.cache_clear()
+
+
 def document_attention_reference(
     query: Tensor,
     key: Tensor,

@@ -47,10 +47,7 @@ def linear_cross_entropy(
     Returns:
         Losses in nats, (rows,), float32 (softmax statistics are float32 in every dtype; float64 stays float64).
     """
-    if block is None:
-        rows = max(1, min(len(hidden), MOST_ROWS))
-        logits = CACHED_LOGITS if hidden.device.type == "cpu" else DEVICE_LOGITS
-        block = rows, max(logits // rows // 64 * 64, FEWEST_COLUMNS)
+    block = block or block_for(len(hidden), hidden.device.type)
     return _LinearCrossEntropy.apply(hidden, weight, targets, bias, scale, softcap, block)  # type: ignore[return-value]
 
 
@@ -64,11 +61,69 @@ def linear_cross_entropy_reference(
     softcap: float | None = None,
 ) -> Tensor:
     """The same by autograd, with all logits at once."""
+    return F.cross_entropy(_whole_logits(hidden, weight, bias, scale, softcap), targets, reduction="none")
+
+
+@torch.no_grad()
+def linear_scores(
+    hidden: Tensor,
+    weight: Tensor,
+    targets: Tensor,
+    bias: Tensor | None = None,
+    *,
+    scale: float = 1.0,
+    softcap: float | None = None,
+    block: tuple[int, int] | None = None,
+) -> tuple[Tensor, Tensor]:
+    """`linear_cross_entropy` for evaluation: no gradient, and whether each target was the first choice.
+
+    Args:
+        hidden: hidden states before the head, (rows, d), of any float dtype.
+        weight: the head's weight, (vocabulary, d), of the same dtype.
+        targets: the token to predict for each row, (rows,), int64.
+        bias: the head's bias, (vocabulary,).
+        scale: factor of the logits.
+        softcap: c in nats; None for no cap.
+        block: rows and vocabulary entries whose logits exist at once; None lets sizes and device decide.
+
+    Returns:
+        Losses in nats, (rows,), float32 (float64 stays float64), and whether the target's logit is the largest, of
+        equal ones the first, as in `torch.argmax`: (rows,), bool.
+    """
+    rows, columns = block or block_for(len(hidden), hidden.device.type)
+    head = _Head(weight, bias, scale, softcap, columns, with_choice=True)
+    parts = [head(h, t) for h, t in zip(hidden.split(rows), targets.split(rows), strict=True)]
+    losses, _, correct = zip(*parts, strict=True)  # of no rows there is one empty part
+    return torch.cat(losses), torch.cat(correct)
+
+
+def linear_scores_reference(
+    hidden: Tensor,
+    weight: Tensor,
+    targets: Tensor,
+    bias: Tensor | None = None,
+    *,
+    scale: float = 1.0,
+    softcap: float | None = None,
+) -> tuple[Tensor, Tensor]:
+    """The same with all logits at once."""
+    logits = _whole_logits(hidden, weight, bias, scale, softcap)
+    return F.cross_entropy(logits, targets, reduction="none"), logits.argmax(dim=-1) == targets
+
+
+def _whole_logits(
+    hidden: Tensor, weight: Tensor, bias: Tensor | None, scale: float, softcap: float | None
+) -> Tensor:  # (rows, vocabulary)
     logits = F.linear(hidden, weight, bias) * scale  # in the model's dtype, as transformers does
     logits = logits.to(_statistics_dtype(hidden))
-    if softcap is not None:
-        logits = torch.tanh(logits / softcap) * softcap
-    return F.cross_entropy(logits, targets, reduction="none")
+    return logits if softcap is None else torch.tanh(logits / softcap) * softcap
+
+
+def block_for(rows: int, device_type: str) -> tuple[int, int]:
+    """Rows and vocabulary entries whose logits exist at once, of so many rows."""
+    rows = max(1, min(rows, MOST_ROWS))
+    logits = CACHED_LOGITS if device_type == "cpu" else DEVICE_LOGITS
+    return rows, max(logits // rows // 64 * 64, FEWEST_COLUMNS)
 
 
 def _statistics_dtype(hidden: Tensor) -> torch.dtype:
@@ -81,7 +136,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         rows, columns = block
         head = _Head(weight, bias, scale, softcap, columns, with_gradient=ctx.needs_input_grad[0])
         parts = [head(h, t) for h, t in zip(hidden.split(rows), targets.split(rows), strict=True)]
-        losses, gradients = zip(*parts, strict=True) if parts else ([hidden.new_empty(0)], [hidden])
+        losses, gradients, _ = zip(*parts, strict=True)  # of no rows there is one empty part
         if ctx.needs_input_grad[0]:
             ctx.save_for_backward(torch.cat(gradients))
         return torch.cat(losses)
@@ -96,18 +151,34 @@ class _LinearCrossEntropy(torch.autograd.Function):
 
 
 class _Head:
-    """Losses of some rows, and their gradient with respect to the hidden states, block by block of the vocabulary."""
+    """Losses of some rows, and what else is asked for, block by block of the vocabulary.
 
-    def __init__(self, weight, bias, scale: float, softcap: float | None, columns: int, *, with_gradient: bool) -> None:
-        self.weight, self.bias, self.scale, self.softcap = weight, bias, scale, softcap
-        self.columns, self.with_gradient = columns, with_gradient
+    Attributes:
+        with_gradient: the losses' gradient with respect to the hidden states.
+        with_choice: whether each target is the first choice.
+    """
 
-    def __call__(self, hidden: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-        """(rows, d) and (rows,) to losses (rows,) and gradient (rows, d), empty where none is asked for."""
+    def __init__(
+        self,
+        weight: Tensor,
+        bias: Tensor | None,
+        scale: float,
+        softcap: float | None,
+        columns: int,
+        *,
+        with_gradient: bool = False,
+        with_choice: bool = False,
+    ) -> None:
+        self.weight, self.bias, self.scale, self.softcap, self.columns = weight, bias, scale, softcap, columns
+        self.with_gradient, self.with_choice = with_gradient, with_choice
+
+    def __call__(self, hidden: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """(rows, d) and (rows,) to losses (rows,), gradient (rows, d) and choice (rows,), empty if not asked for."""
         statistics = {"dtype": _statistics_dtype(hidden), "device": hidden.device}
         reference = torch.full(targets.shape, torch.finfo(statistics["dtype"]).min / 2, **statistics)
         total, wanted = torch.zeros_like(reference), torch.zeros_like(reference)  # sum of exp(z - reference), z[target]
         gradient = torch.zeros(hidden.shape if self.with_gradient else (0,), **statistics)
+        choice = _Choice(total) if self.with_choice else None
         buffer = hidden.new_empty(min(self.columns, len(self.weight)), len(hidden))
         for start in range(0, len(self.weight), self.columns):
             part = self.weight[start : start + self.columns]  # (columns, d)
@@ -116,6 +187,8 @@ class _Head:
             found = z.gather(0, inside.clamp(0, len(part) - 1)[None])[0]
             wanted = torch.where((inside >= 0) & (inside < len(part)), found, wanted)
             largest = z.amax(0)
+            if choice is not None:
+                choice.see(z, largest, found, inside)
             risen = largest > reference + HEADROOM
             if z.device.type != "cpu" or risen.any():  # elsewhere asking would wait for the device
                 higher = torch.where(risen, largest, reference)
@@ -135,7 +208,7 @@ class _Head:
         if self.with_gradient:  # d loss / d z = (softmax(z) - onehot) cap'(z)
             at_target = 1 if self.softcap is None else 1 - (wanted / self.softcap).square()[:, None]
             gradient = gradient.div_(total[:, None]).sub_(self.weight[targets] * at_target).mul_(self.scale)
-        return losses, gradient.to(hidden.dtype)
+        return losses, gradient.to(hidden.dtype), targets.new_empty(0) if choice is None else choice.is_target
 
     def logits(self, part: Tensor, start: int, hidden: Tensor, out: Tensor) -> tuple[Tensor, Tensor | None]:
         """`cap(scale * (h W' + b))` of a block, (columns, rows), and the cap's slope where the gradient needs it."""
@@ -150,6 +223,35 @@ class _Head:
         z.div_(self.softcap).tanh_()
         slope = 1 - z.square() if self.with_gradient else None  # d cap(z) / dz = 1 - tanh^2
         return z.mul_(self.softcap), slope
+
+
+class _Choice:
+    """Whether each row's target has the largest logit, of equal ones the first, while blocks go by.
+
+    Attributes:
+        is_target: so far, (rows,), bool.
+    """
+
+    def __init__(self, like: Tensor) -> None:
+        self.largest = torch.full_like(like, -torch.inf)
+        self.is_target = torch.zeros_like(like, dtype=torch.bool)
+
+    def see(self, z: Tensor, largest: Tensor, found: Tensor, inside: Tensor) -> None:
+        """Take in a block.
+
+        Args:
+            z: its logits, (columns, rows).
+            largest: of them, (rows,).
+            found: the target's logit where this block has it, else any of the block, (rows,).
+            inside: the target's place in this block, (rows,); outside of [0, columns) it is in another.
+        """
+        risen = largest > self.largest
+        self.largest = torch.maximum(largest, self.largest)
+        here = (inside >= 0) & (inside < len(z))
+        # The index is looked for only where it can be the target's: over all rows it takes a fifth of the product.
+        rows = (risen & here & (found == largest)).nonzero()[:, 0]
+        self.is_target &= ~risen
+        self.is_target[rows] = z[:, rows].argmax(0) == inside[rows]
 
 
 assert math.exp(HEADROOM) < torch.finfo(torch.float16).max

@@ -16,7 +16,8 @@ if TYPE_CHECKING:
     from lorafit.lora.compat import PeftModel, get_peft_model
     from lorafit.lora.config import LoraConfig, TaskType
     from lorafit.lora.inject import TiedWeightsWarning, attach
-    from lorafit.lora.merging import merge, merge_and_unload, unload, unmerge
+    from lorafit.lora.loftq import loftq_init
+    from lorafit.lora.merging import QuantizedMergeWarning, merge, merge_and_unload, unload, unmerge
     from lorafit.lora.peft_format import adapter_tensors, load_adapter, restore_adapter, save_adapter
 
 _HOME = {
@@ -33,6 +34,8 @@ _HOME = {
     "TaskType": "config",
     "TiedWeightsWarning": "inject",
     "attach": "inject",
+    "loftq_init": "loftq",
+    "QuantizedMergeWarning": "merging",
     "merge": "merging",
     "merge_and_unload": "merging",
     "unload": "merging",
@@ -46,6 +49,7 @@ _HOME = {
 __all__ = [
     "LoraConfig",
     "PeftModel",
+    "QuantizedMergeWarning",
     "TaskType",
     "TiedWeightsWarning",
     "active_adapters",
@@ -57,6 +61,7 @@ __all__ = [
     "get_peft_model",
     "list_adapters",
     "load_adapter",
+    "loftq_init",
     "merge",
     "merge_and_unload",
     "print_trainable_parameters",

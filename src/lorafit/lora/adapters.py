@@ -8,7 +8,7 @@ import torch.nn as nn
 from lorafit.errors import AdapterError
 from lorafit.lora.base_weight import weights_in
 from lorafit.lora.config import LoraConfig
-from lorafit.lora.merging import merge, unmerge
+from lorafit.lora.merging import merge_again, unmerge
 from lorafit.lora.state import ATTRIBUTE, has_adapters, known, lora_layers, put_bias, saved_modules, state_of
 
 
@@ -66,7 +66,7 @@ def disabled(model: nn.Module) -> Iterator[None]:
         if has_adapters(model):  # the last one may be deleted inside
             _apply(model)
             if was_merged:
-                merge(model)
+                merge_again(model)
 
 
 def delete_adapter(model: nn.Module, name: str) -> None:

@@ -16,6 +16,7 @@ from lorafit.lora import adapters, merging, peft_format
 from lorafit.lora.config import LoraConfig
 from lorafit.lora.graft import Graft, graft, ungraft
 from lorafit.lora.inject import attach
+from lorafit.lora.loftq import ReadOriginal
 from lorafit.lora.state import has_adapters, state_of
 from lorafit.lora.trainer_bridge import introduce_to_trainer
 
@@ -196,6 +197,8 @@ def get_peft_model(
     autocast_adapter_dtype: bool = True,
     revision: str | None = None,
     low_cpu_mem_usage: bool = False,
+    *,
+    read_original: ReadOriginal | None = None,
 ) -> PeftModel:
     """Put an adapter into `model`, in place, and return it with PEFT's methods added.
 
@@ -207,6 +210,7 @@ def get_peft_model(
         autocast_adapter_dtype: Must be True: adapters train in float32 over a half-precision base.
         revision: Revision of the base model, kept in the config.
         low_cpu_mem_usage: Accepted; adapters are small.
+        read_original: For `init_lora_weights="loftq"`; see `lorafit.attach`.
 
     Raises:
         ConfigError: See `lorafit.attach`.
@@ -218,7 +222,7 @@ def get_peft_model(
     if revision is not None:
         config.revision = revision
     if adapter_name not in (adapters.list_adapters(model) if isinstance(model, PeftModel) else {}):
-        attach(model, config, adapter_name)
+        attach(model, config, adapter_name, read_original=read_original)
     else:
         raise ConfigError(f"this model has an adapter {adapter_name!r} already; pass the base model, or add_adapter")
     if any(getattr(module, "gradient_checkpointing", False) for module in model.modules()):

@@ -25,9 +25,11 @@ class TaskType(str, Enum):
 
 Bias = Literal["none", "all", "lora_only"]
 
-# Initializations that leave the base weights alone: an adapter trained with one loads like any other.
-INITIALIZATIONS = (True, False, "gaussian")
-LOADABLE_INITIALIZATIONS = (*INITIALIZATIONS, "orthogonal", "eva", None)
+INITIALIZATIONS = (True, False, "gaussian", "loftq")
+INITIALIZATION_RULE = "must be True, False, 'gaussian' or 'loftq'"
+# In a file: those that leave the base weights alone, so that the adapter loads like any other. PEFT's "loftq" does not
+# (it puts other values into the base, at training and again at loading); lorafit's does, and is saved as True.
+LOADABLE_INITIALIZATIONS = (True, False, "gaussian", "orthogonal", "eva", None)
 
 _SWITCHES = ("fan_in_fan_out", "use_rslora", "inference_mode", "ensure_weight_tying")
 
@@ -52,7 +54,8 @@ class LoraConfig:
         layers_to_transform: Indices of the layers to adapt; None means all. Only with a list of targets.
         layers_pattern: Name of the list that holds the layers, where it cannot be guessed ("layers", "h").
         init_lora_weights: True: A Kaiming-uniform, B zero; "gaussian": A normal with deviation 1/r, B zero;
-            False: both random, so that the adapter is not the identity at first (for tests).
+            False: both random, so that the adapter is not the identity at first (for tests); "loftq": over a quantized
+            base `scaling * B A` starts at what quantization took from the weight (Li et al. 2023).
         task_type: PEFT's name of the task ("CAUSAL_LM", "SEQ_CLS", "TOKEN_CLS", ...); the classification types
             add the freshly initialized head to `modules_to_save`.
         fan_in_fan_out: Accepted for PEFT's sake: the layer itself knows how its weight is laid out.
@@ -137,8 +140,8 @@ class LoraConfig:
         if self.bias not in ("none", "all", "lora_only"):
             yield f"bias={self.bias!r} must be 'none', 'all' or 'lora_only'"
         how = self.init_lora_weights
-        if not isinstance(how, (bool, str, type(None))) or how not in LOADABLE_INITIALIZATIONS:
-            yield f"init_lora_weights={self.init_lora_weights!r} must be True, False or 'gaussian'"
+        if not isinstance(how, (bool, str, type(None))) or how not in (*INITIALIZATIONS, *LOADABLE_INITIALIZATIONS):
+            yield f"init_lora_weights={self.init_lora_weights!r} {INITIALIZATION_RULE}"
         if isinstance(self.target_modules, list) and not self.target_modules:
             yield "target_modules=[] adapts nothing; name modules, or use 'all-linear'"
         yield from self._pattern_problems()

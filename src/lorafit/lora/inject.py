@@ -9,11 +9,12 @@ import torch.nn as nn
 from torch import Tensor
 
 from lorafit.errors import AdapterError, ConfigError
-from lorafit.lora.adapters import set_adapter
-from lorafit.lora.config import INITIALIZATIONS, LoraConfig
+from lorafit.lora.adapters import delete_adapter, set_adapter
+from lorafit.lora.config import INITIALIZATION_RULE, INITIALIZATIONS, LoraConfig
 from lorafit.lora.graft import base_modules, has_foreign_forward
 from lorafit.lora.layers import LoraLayer, embedding, kind_of
 from lorafit.lora.layers.base import wrap
+from lorafit.lora.loftq import ReadOriginal, check_loftq, loftq_init
 from lorafit.lora.saved_module import SavedModule, save_whole
 from lorafit.lora.state import ATTRIBUTE, AdapterState, has_adapters, state_of
 from lorafit.lora.targets import find_saved, find_targets, pattern_value, saves, short_names
@@ -46,16 +47,24 @@ class Plan:
     biases: list[str]
 
 
-def attach(model: nn.Module, config: LoraConfig, adapter_name: str = "default") -> None:
+def attach(
+    model: nn.Module,
+    config: LoraConfig,
+    adapter_name: str = "default",
+    *,
+    read_original: ReadOriginal | None = None,
+) -> None:
     """Add an adapter to `model` in place, freeze everything else and make it the active one.
 
     The model keeps its class and its parameters' names; A and B appear as `<layer>.lora_A.<adapter_name>`. The output
-    does not change until the adapter is trained (B starts at zero).
+    does not change until the adapter is trained (B starts at zero), but with "loftq", which brings it nearer to that of
+    the model before quantization.
 
     Args:
         model: Any module; only the layers that `config` names are touched.
         config: Settings; not changed, a resolved copy is kept (see `list_adapters`).
         adapter_name: Its name: letters, digits, `_`, `-`.
+        read_original: For `init_lora_weights="loftq"`: reads a weight as it was before quantization, by its name.
 
     Raises:
         ConfigError: Targets that match nothing, modules of a kind LoRA cannot adapt: all in one error, nothing changed.
@@ -63,8 +72,17 @@ def attach(model: nn.Module, config: LoraConfig, adapter_name: str = "default") 
     """
     check_new_name(model, adapter_name)
     if config.init_lora_weights not in INITIALIZATIONS:
-        raise ConfigError(f"init_lora_weights={config.init_lora_weights!r} must be True, False or 'gaussian'")
-    install(model, config, plan(model, config), adapter_name, trainable=True)
+        raise ConfigError(f"init_lora_weights={config.init_lora_weights!r} {INITIALIZATION_RULE}")
+    planned = plan(model, config)
+    if config.init_lora_weights == "loftq":
+        check_loftq((target.module for target in planned.targets.values()), read_original)
+    install(model, config, planned, adapter_name, trainable=True)
+    if config.init_lora_weights == "loftq":
+        try:
+            loftq_init(model, adapter_name, read_original)  # type: ignore[arg-type]  # checked above
+        except BaseException:
+            delete_adapter(model, adapter_name)
+            raise
     set_adapter(model, adapter_name)
 
 

@@ -1,22 +1,34 @@
 """Put updates into the weights and take them out again."""
 
 import copy
+import warnings
 
 import torch.nn as nn
 
 from lorafit.errors import AdapterError
+from lorafit.lora.base_weight import is_quantized
 from lorafit.lora.state import ATTRIBUTE, has_adapters, lora_layers, put_bias, saved_modules, state_of
+
+
+class QuantizedMergeWarning(UserWarning):
+    """Merged weights are rounded to a quantized format, which can take a good part of what was trained."""
 
 
 def merge(model: nn.Module) -> None:
     """Merge the active adapters into the weights, in float32 and rounded once; `unmerge` undoes it.
 
-    Costs a second copy of each adapted weight until then. A tied weight is not touched: the module gets its own.
+    Costs a second copy of each adapted weight until then. A tied weight is not touched: the module gets its own. Over
+    quantized weights the rounding is to their format, and a QuantizedMergeWarning says so.
 
     Raises:
-        AdapterError: Already merged, disabled, or a layer cannot be merged (quantized, grouped convolution); nothing is
-            changed.
+        AdapterError: Already merged, disabled, or a layer cannot be merged (grouped convolution); nothing is changed.
     """
+    _warn_of_rounding(model)
+    merge_again(model)
+
+
+def merge_again(model: nn.Module) -> None:
+    """`merge`, for who was told what it does."""
     state = state_of(model)
     if state.merged:
         raise AdapterError("the adapters are merged already; unmerge first")
@@ -77,6 +89,19 @@ def unload(model: nn.Module) -> nn.Module:
         put_bias(model, name, base)
     _strip(model)
     return model
+
+
+def _warn_of_rounding(model: nn.Module) -> None:
+    state_of(model)  # there are adapters
+    quantized = [name for name, layer in lora_layers(model) if layer.lora_active and is_quantized(layer)]
+    if quantized:
+        warnings.warn(
+            f"{len(quantized)} of the merged layers, such as {quantized[0]}, are quantized: their merged weights are "
+            "rounded to that format again, which loses part of the update. Exact is a merge into the weights from "
+            "before quantization: `lorafit export RUN --to merged`",
+            QuantizedMergeWarning,
+            stacklevel=3,
+        )
 
 
 def _strip(model: nn.Module) -> None:

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from lorafit.errors import AdapterFileError, ConfigError
 from lorafit.lora.adapters import set_adapter
-from lorafit.lora.config import LoraConfig
+from lorafit.lora.config import LOADABLE_INITIALIZATIONS, LoraConfig
 from lorafit.lora.graft import base_modules
 from lorafit.lora.inject import Plan, TiedWeightsWarning, check_new_name, install, plan
 from lorafit.lora.saved_module import SavedModule
@@ -173,6 +173,8 @@ def config_to_peft(config: LoraConfig) -> dict[str, Any]:
     values = config.to_dict()
     if isinstance(config.lora_alpha, float) and config.lora_alpha.is_integer():
         values["lora_alpha"] = int(config.lora_alpha)
+    if config.init_lora_weights == "loftq":
+        values["init_lora_weights"] = True  # the base is as it was, where PEFT's "loftq" would change it at loading
     return {**values, **fixed}
 
 
@@ -196,6 +198,11 @@ def read_config(folder: Path) -> LoraConfig:
     if foreign:
         settings = ", ".join(f"{name}={value!r}" for name, value in foreign.items())
         raise AdapterFileError(f"{path}: {settings}: not supported, and it changes what the adapter computes")
+    if (how := values.get("init_lora_weights")) not in LOADABLE_INITIALIZATIONS:
+        raise AdapterFileError(
+            f"{path}: init_lora_weights={how!r}: the adapter belongs to base weights that this initialization changed. "
+            "Where PEFT offers it, save it again with save_pretrained(folder, path_initial_model_for_weight_conversion)"
+        )
     try:
         return LoraConfig(**{name: value for name, value in values.items() if name in known_fields})
     except (ConfigError, TypeError, AttributeError) as error:

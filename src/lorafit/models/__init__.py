@@ -5,21 +5,27 @@ imports neither torch nor transformers.
 """
 
 from lorafit.models.load import (
+    architecture,
     context_length,
+    dtype_on,
     load_classifier,
     load_model,
     load_tokenizer,
     pick_device,
     pick_dtype,
 )
+from lorafit.models.original import original_weights
 from lorafit.models.resolve import ResolvedModel, resolve
 
 __all__ = [
     "ResolvedModel",
+    "architecture",
     "context_length",
+    "dtype_on",
     "load_classifier",
     "load_model",
     "load_tokenizer",
+    "original_weights",
     "pick_device",
     "pick_dtype",
     "resolve",

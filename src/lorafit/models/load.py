@@ -11,8 +11,14 @@ from urllib.parse import urlsplit
 from urllib.request import getproxies
 
 from lorafit.collection import collection_paused
-from lorafit.errors import ConfigError, MissingExtraError, ModelError
-from lorafit.models.quantize import Quantize, check_quantized, one_tensor_at_a_time, quantization_config
+from lorafit.errors import ConfigError, LorafitError, MissingExtraError, ModelError, PlanError
+from lorafit.models.quantize import (
+    Quantize,
+    check_quantized,
+    is_quantized_already,
+    one_tensor_at_a_time,
+    quantization_config,
+)
 from lorafit.models.quiet import quiet_transformers, without_load_report
 from lorafit.models.resolve import ResolvedModel
 
@@ -62,7 +68,8 @@ def load_model(
         resolved: what `resolve` returned.
         dtype: of the weights; "auto" is `pick_dtype(device)`.
         device: where to; None or "auto" is `pick_device()`.
-        quantize: "nf4" or "int8" holds the linear layers but the head in 4 or 8 bits, one tensor after the other.
+        quantize: "nf4" or "int8" holds the linear layers but the head in 4 or 8 bits, one tensor after the other. A
+            checkpoint that was saved in bitsandbytes' formats stays as it is.
         trust_remote_code: run the Python code that comes with the model.
         allow_pickle: also take weights in PyTorch's pickle format, which can run code when they are read.
 
@@ -73,20 +80,23 @@ def load_model(
         ModelError: not there, not readable, weights missing, or the hub cannot be reached.
     """
     place = pick_device(device)
-    torch_dtype = _torch_dtype(dtype, place)
+    torch_dtype = dtype_on(dtype, place)
     placement = _placement(place, quantize, torch_dtype)
-    with _explained(resolved, "model"), one_tensor_at_a_time(quantize):
+    with _explained(resolved, "model"):
         config, auto = _config_and_class(resolved, trust_remote_code)
-        model, info = auto.from_pretrained(
-            resolved.path,
-            config=config,
-            dtype=torch_dtype,
-            use_safetensors=None if allow_pickle else True,
-            trust_remote_code=trust_remote_code,
-            output_loading_info=True,
-            **placement,
-            **_source(resolved),
-        )
+        if is_quantized_already(config, quantize, resolved.reference):
+            placement["quantization_config"] = None
+        with one_tensor_at_a_time(_changes(config, quantize, torch_dtype)):
+            model, info = auto.from_pretrained(
+                resolved.path,
+                config=config,
+                dtype=torch_dtype,
+                use_safetensors=None if allow_pickle else True,
+                trust_remote_code=trust_remote_code,
+                output_loading_info=True,
+                **placement,
+                **_source(resolved),
+            )
     check_quantized(model, quantize, resolved.reference)
     if missing := sorted(name for name in info["missing_keys"] if "pooler." not in name):
         raise ModelError(
@@ -112,7 +122,8 @@ def load_classifier(
         labels: the class names, by id.
         dtype: of the weights; "auto" is `pick_dtype(device)`.
         device: where to; None or "auto" is `pick_device()`.
-        quantize: "nf4" or "int8" holds the linear layers but the head in 4 or 8 bits, one tensor after the other.
+        quantize: "nf4" or "int8" holds the linear layers but the head in 4 or 8 bits, one tensor after the other. A
+            checkpoint that was saved in bitsandbytes' formats stays as it is.
         trust_remote_code: run the Python code that comes with the model.
 
     Returns:
@@ -126,24 +137,27 @@ def load_classifier(
     from transformers import AutoConfig, AutoModelForSequenceClassification
 
     place = pick_device(device)
-    torch_dtype = _torch_dtype(dtype, place)
+    torch_dtype = dtype_on(dtype, place)
     placement = _placement(place, quantize, torch_dtype)
-    with _explained(resolved, "classifier"), without_load_report(), one_tensor_at_a_time(quantize):
+    with _explained(resolved, "classifier"), without_load_report():
         config = AutoConfig.from_pretrained(resolved.path, trust_remote_code=trust_remote_code, **_source(resolved))
+        if is_quantized_already(config, quantize, resolved.reference):
+            placement["quantization_config"] = None
         config.id2label = dict(enumerate(labels))
         config.label2id = {label: i for i, label in enumerate(labels)}
         config.problem_type = "single_label_classification"
-        model, info = AutoModelForSequenceClassification.from_pretrained(
-            resolved.path,
-            config=config,
-            dtype=torch_dtype,
-            use_safetensors=True,
-            trust_remote_code=trust_remote_code,
-            ignore_mismatched_sizes=True,  # a head for other classes gives way to a fresh one
-            output_loading_info=True,
-            **placement,
-            **_source(resolved),
-        )
+        with one_tensor_at_a_time(_changes(config, quantize, torch_dtype)):
+            model, info = AutoModelForSequenceClassification.from_pretrained(
+                resolved.path,
+                config=config,
+                dtype=torch_dtype,
+                use_safetensors=True,
+                trust_remote_code=trust_remote_code,
+                ignore_mismatched_sizes=True,  # a head for other classes gives way to a fresh one
+                output_loading_info=True,
+                **placement,
+                **_source(resolved),
+            )
     check_quantized(model, quantize, resolved.reference)
     fresh = [*info["missing_keys"], *(key for key, *_ in info["mismatched_keys"])]
     body = f"{model.base_model_prefix}."
@@ -153,6 +167,31 @@ def load_classifier(
             f"random ones: {', '.join(missing[:5])}{' ...' if len(missing) > 5 else ''}. Give a complete model"
         )
     return model.eval(), sorted({name.rpartition(".")[0] for name in fresh})
+
+
+def architecture(
+    resolved: ResolvedModel, task: str, *, trust_remote_code: bool = False
+) -> "tuple[PreTrainedConfig, type[PreTrainedModel]]":
+    """The config and transformers' class of what `load_model`, or `load_classifier`, would load; no weights are read.
+
+    Args:
+        resolved: what `resolve` returned.
+        task: "sft" or "classification".
+        trust_remote_code: run the Python code that comes with the model.
+
+    Raises:
+        ModelError: The config is not there or not readable.
+        PlanError: transformers itself has no such class; its code comes with the model.
+    """
+    from transformers import AutoModelForSequenceClassification
+
+    with _explained(resolved, "model"):
+        config, auto = _config_and_class(resolved, trust_remote_code)
+    auto = AutoModelForSequenceClassification if task == "classification" else auto
+    known: Any = auto._model_mapping
+    if type(config) not in known:
+        raise PlanError(f"{resolved.reference} ({config.model_type}) is no model of transformers' own")
+    return config, known[type(config)]
 
 
 def context_length(model: "PreTrainedModel") -> int | None:
@@ -201,7 +240,8 @@ def _cpu_multiplies_bf16(cpuinfo: Path = Path("/proc/cpuinfo")) -> bool:
     return flags is not None and not {"avx512_bf16", "amx_bf16"}.isdisjoint(flags[1].split())
 
 
-def _torch_dtype(dtype: "Dtype | torch.dtype", device: "torch.device") -> "torch.dtype":
+def dtype_on(dtype: "Dtype | torch.dtype", device: "torch.device") -> "torch.dtype":
+    """The dtype meant: the given one, or `pick_dtype(device)` for "auto"."""
     import torch
 
     if isinstance(dtype, torch.dtype):
@@ -217,6 +257,11 @@ def _placement(device: "torch.device", quantize: Quantize, dtype: "torch.dtype")
     quantization = quantization_config(quantize, dtype)
     device_map = None if device.type == "cpu" and quantization is None else {"": device}
     return {"device_map": device_map, "quantization_config": quantization}
+
+
+def _changes(config: "PreTrainedConfig", quantize: Quantize, dtype: "torch.dtype") -> bool:
+    """Whether weights are held otherwise than in the checkpoint."""
+    return quantize != "none" or config.dtype not in (None, dtype)
 
 
 def _config_and_class(resolved: ResolvedModel, trust_remote_code: bool) -> "tuple[PreTrainedConfig, Any]":
@@ -281,6 +326,8 @@ def _explained(resolved: ResolvedModel, what: str) -> Iterator[None]:
     try:
         with contextlib.nullcontext() if resolved.kind == "hub" else quiet_transformers():
             yield
+    except LorafitError:
+        raise
     except ImportError as error:
         raise MissingExtraError(f"The {what} of {resolved.reference} needs another package: {error}") from error
     except (OSError, ValueError) as error:

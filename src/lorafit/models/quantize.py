@@ -10,7 +10,7 @@ from lorafit.errors import MissingExtraError, ModelError
 
 if TYPE_CHECKING:
     import torch
-    from transformers import PreTrainedModel
+    from transformers import PreTrainedConfig, PreTrainedModel
 
 Quantize = Literal["none", "nf4", "int8"]
 
@@ -40,14 +40,41 @@ def quantization_config(quantize: Quantize, dtype: "torch.dtype") -> Any:
     )
 
 
-@contextlib.contextmanager
-def one_tensor_at_a_time(quantize: Quantize) -> Iterator[None]:
-    """Within the block transformers reads safetensors files tensor by tensor, where it quantizes each at once.
+def is_quantized_already(config: "PreTrainedConfig", quantize: Quantize, reference: str) -> bool:
+    """Whether a checkpoint was saved quantized, as its config says; it is then loaded as it is.
 
-    It maps the files into memory elsewhere: all of a mapped file that was read counts as used while one of its tensors,
-    such as the embedding, stays.
+    Raises:
+        ModelError: In a format that lorafit does not read, or another than the one asked for.
+        MissingExtraError: bitsandbytes is not installed.
     """
-    if quantize == "none":
+    stored = config.to_dict().get("quantization_config")
+    if not stored:
+        return False
+    bits = "int8" if stored.get("load_in_8bit") else stored.get("bnb_4bit_quant_type", "fp4")
+    method = stored.get("quant_method", "bitsandbytes" if "load_in_8bit" in stored else "an unnamed method")
+    if method != "bitsandbytes":
+        raise ModelError(
+            f"{reference} is quantized by {method}, and lorafit trains over bitsandbytes' formats only: give the "
+            "unquantized model, with model.quantize nf4 or int8"
+        )
+    if quantize not in ("none", bits):
+        raise ModelError(
+            f"{reference} is quantized already, as {bits}: set model.quantize none to take it as it is, or give the "
+            f"unquantized model to hold it as {quantize}"
+        )
+    if importlib.util.find_spec("bitsandbytes") is None:
+        raise MissingExtraError(f"{reference} is quantized by bitsandbytes: pip install 'lorafit[quant]'")
+    return True
+
+
+@contextlib.contextmanager
+def one_tensor_at_a_time(changed: bool) -> Iterator[None]:
+    """Within the block transformers reads safetensors files tensor by tensor, if weights are `changed` on the way.
+
+    It maps the files into memory otherwise, which costs nothing where the weights stay as they are; but all of a mapped
+    file that was read counts as used while one of its tensors stays.
+    """
+    if not changed:
         yield
         return
     modeling_utils: Any = importlib.import_module("transformers.modeling_utils")

@@ -34,6 +34,18 @@ def check_pattern(pattern: str) -> None:
         raise ValueError(f"must be a regular expression, but {pattern!r} is not one ({error})") from None
 
 
+def bytes_of(text: str) -> int:
+    """The bytes that "8GB", "7.5 GiB" or "800MB" are.
+
+    Raises:
+        ValueError: It is none of these.
+    """
+    match = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?)\s*([kMGT]?)(i?)B?", text.strip(), re.IGNORECASE)
+    if match is None or not float(match[1]):
+        raise ValueError(f"must be an amount of memory such as 8GB, 7.5GiB or 800MB, not {text!r}")
+    return int(float(match[1]) * (1024 if match[3] else 1000) ** " KMGT".index(match[2].upper() or " "))
+
+
 Place = Annotated[str, AfterValidator(os.path.expanduser)]  # no shell has read a recipe's ~
 Places = Annotated[list[Place], BeforeValidator(one_or_list)]
 Dtype = Annotated[Literal["auto", "bf16", "fp32", "fp16"], BeforeValidator(dtype_name)]

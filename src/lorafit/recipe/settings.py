@@ -19,7 +19,7 @@ from pydantic import (
 )
 
 from lorafit.recipe import yaml_text
-from lorafit.recipe.kinds import Alpha, Dtype, Place, Places, Rank, check_pattern, on_or_off, one_or_list
+from lorafit.recipe.kinds import Alpha, Dtype, Place, Places, Rank, bytes_of, check_pattern, on_or_off, one_or_list
 
 
 class Settings(BaseModel):
@@ -48,10 +48,11 @@ class ModelSettings(Settings):
         default="auto",
         description="auto (a GPU where there is one), cpu, cuda or mps; CUDA_VISIBLE_DEVICES chooses the GPU.",
     )
-    quantize: Literal["none", "nf4", "int8"] = Field(
-        default="none",
-        description="How the frozen linear layers are held: none (in dtype), nf4 (4 bits, QLoRA: an eighth of fp32) or "
-        "int8. Products are made in dtype. Needs bitsandbytes: pip install 'lorafit[quant]'.",
+    quantize: Literal["auto", "none", "nf4", "int8"] = Field(
+        default="auto",
+        description="How the frozen linear layers are held: none (in dtype), int8, or nf4 (4 bits, QLoRA: an eighth of "
+        "fp32; products are made in dtype). auto is none where that fits into memory, else the least that does. int8 "
+        "and nf4 need bitsandbytes: pip install 'lorafit[quant]'.",
     )
     trust_remote_code: bool = Field(
         default=False,
@@ -60,8 +61,9 @@ class ModelSettings(Settings):
 
     @property
     def loading(self) -> dict[str, Any]:
-        """The arguments of `load_model`."""
-        return self.model_dump(include={"dtype", "device", "quantize", "trust_remote_code"})
+        """The arguments of `load_model`; an auto that no plan has settled quantizes nothing."""
+        quantize = "none" if self.quantize == "auto" else self.quantize
+        return {**self.model_dump(include={"dtype", "device", "trust_remote_code"}), "quantize": quantize}
 
 
 class DataSettings(Settings):
@@ -169,10 +171,11 @@ class LoraSettings(Settings):
         default=None,
         description="Name of the list of blocks (layers, h, ...), where layers_to_transform cannot find it.",
     )
-    init_lora_weights: bool | Literal["gaussian"] = Field(
+    init_lora_weights: bool | Literal["gaussian", "loftq"] = Field(
         default=True,
         description="true: A random (Kaiming uniform), B zero, so training starts at the base model; gaussian: A "
-        "normal; false: both random, for tests.",
+        "normal; loftq: B A starts at what model.quantize took from the weights (arXiv 2310.08659); false: both "
+        "random, for tests.",
     )
     task_type: Literal["CAUSAL_LM", "SEQ_CLS"] | None = Field(
         default=None,
@@ -228,11 +231,15 @@ class TrainSettings(Settings):
     gradient_accumulation_steps: int = Field(
         default=1, ge=1, description="Such batches summed into one optimizer step."
     )
-    token_budget: int = Field(
-        default=1024,
-        ge=1,
+    token_budget: Annotated[int, Field(ge=1)] | Literal["auto"] = Field(
+        default="auto",
         description="Tokens computed at a time: the rows of a batch are packed without padding into micro-batches of "
-        "at most so many (a longer row goes alone). Sets the memory, not the result.",
+        "at most so many (a longer row goes alone). Sets the memory, not the result. auto is 1024 on a processor, up "
+        "to 8192 on a GPU, or the most that fits into memory.",
+    )
+    memory: str | None = Field(
+        default=None,
+        description="Memory to plan for, such as 8GB; null is what the machine has free. auto settings follow it.",
     )
     per_device_eval_batch_size: int = Field(default=16, ge=1, description="Rows of an evaluation batch; memory only.")
     lr_scheduler_type: Literal["cosine", "linear", "constant_with_warmup", "inverse_sqrt"] = Field(
@@ -242,8 +249,13 @@ class TrainSettings(Settings):
     warmup_steps: float = Field(
         default=0.03, ge=0, description="Steps in which the rate rises to its peak; below 1 it is a share of the run."
     )
-    optim: Literal["adamw_torch", "adamw_torch_fused"] = Field(
-        default="adamw_torch_fused", description="AdamW in one fused kernel or in plain operations: same result."
+    optim: Literal[
+        "adamw_torch", "adamw_torch_fused", "adamw_bnb_8bit", "adamw_8bit", "paged_adamw_32bit", "paged_adamw_8bit"
+    ] = Field(
+        default="adamw_torch_fused",
+        description="AdamW in one fused kernel or in plain operations (adamw_torch): same result. Of bitsandbytes: "
+        "adamw_bnb_8bit (or adamw_8bit) holds its state in 8 bits, but of matrices under 4,096 weights in 32; "
+        "paged_adamw_32bit and _8bit move it to the CPU's memory when a CUDA device runs full.",
     )
     weight_decay: float = Field(
         default=0.0, ge=0, description="AdamW's decay of the adapter's weights, per unit of learning rate."
@@ -282,8 +294,10 @@ class TrainSettings(Settings):
     early_stopping_threshold: float = Field(
         default=0.0, ge=0, description="A loss must fall by more than this (nats) to count."
     )
-    gradient_checkpointing: bool = Field(
-        default=False, description="Recompute activations in the backward pass: less memory, about a third more time."
+    gradient_checkpointing: bool | Literal["auto"] = Field(
+        default="auto",
+        description="Recompute activations in the backward pass: less memory, about a third more time. auto only does "
+        "where memory asks for it.",
     )
     fast: Annotated[bool, BeforeValidator(on_or_off)] = Field(
         default=True,
@@ -295,11 +309,28 @@ class TrainSettings(Settings):
         description="Trackers to report to: tensorboard, wandb, trackio. None by default: nothing leaves.",
     )
 
+    @property
+    def tokens_at_once(self) -> int:
+        """The token budget; an auto that no plan has settled is a processor's."""
+        return 1024 if self.token_budget == "auto" else self.token_budget
+
+    @property
+    def recomputes(self) -> bool:
+        """Whether activations are recomputed; an auto that no plan has settled does not."""
+        return self.gradient_checkpointing is True
+
     @field_validator("max_steps")
     @classmethod
     def _some_steps(cls, value: int) -> int:
         if value == 0:
             raise ValueError("must be -1 (train by num_train_epochs) or at least 1")
+        return value
+
+    @field_validator("memory")
+    @classmethod
+    def _some_bytes(cls, value: str | None) -> str | None:
+        if value is not None:
+            bytes_of(value)
         return value
 
     @field_validator("warmup_steps", "eval_steps", "save_steps")
@@ -359,6 +390,11 @@ class Recipe(Settings):
                 problems.append(f"data.{name} = {value!r} is for task {task}, not for {self.task}: leave it out")
         if self.lora.task_type not in (None, TASK_TYPES[self.task]):
             problems.append(f"lora.task_type is {TASK_TYPES[self.task]} for task {self.task}: leave it out")
+        if self.lora.init_lora_weights == "loftq" and self.model.quantize in ("none", "auto"):
+            problems.append(
+                "lora.init_lora_weights = 'loftq' starts from the error of quantization: set model.quantize nf4, or "
+                "init_lora_weights true"
+            )
         if problems:
             raise ValueError("; ".join(problems))
         return self

@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from accelerate.optimizer import AcceleratedOptimizer
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -76,21 +77,48 @@ def load_optimizer(directory: Path, model: nn.Module, optimizer: Optimizer) -> N
     present = optimizer.state_dict()["param_groups"]
     groups = [{**old, "params": new["params"]} for old, new in zip(settings["groups"], present, strict=True)]
     optimizer.load_state_dict({"state": state, "param_groups": groups})
+    _share_and_page(optimizer)
 
 
 def _optimizer_parts(model: nn.Module, optimizer: Optimizer) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    names, state = _parameter_names(model, optimizer), optimizer.state_dict()
-    values = {f"{names[i]}/{field}": value for i, fields in state["state"].items() for field, value in fields.items()}
-    tensors = {key: value.contiguous() for key, value in values.items() if isinstance(value, Tensor)}
+    """Its tensors as safetensors takes them, and the rest; read past `state_dict`, where bitsandbytes nests its own."""
+    named = zip(_parameter_names(model, optimizer), _parameters(optimizer), strict=True)
+    values = {f"{name}/{field}": value for name, parameter in named if parameter in optimizer.state
+              for field, value in optimizer.state[parameter].items()}  # fmt: skip
+    tensors: dict[str, Tensor] = {}
+    shared: set[int] = set()
+    for key, value in values.items():
+        if isinstance(value, Tensor):  # bitsandbytes' code tables are one tensor for all parameters
+            tensors[key] = value.clone() if value.data_ptr() in shared else value.contiguous()
+            shared.add(value.data_ptr())
     numbers = {key: value for key, value in values.items() if not isinstance(value, Tensor)}
-    groups = [{key: value for key, value in group.items() if key != "params"} for group in state["param_groups"]]
+    groups = [{key: value for key, value in group.items() if key != "params"} for group in optimizer.param_groups]
     return tensors, {"groups": groups, "numbers": numbers}
 
 
+def _share_and_page(optimizer: Optimizer) -> None:
+    """Hold what was read as bitsandbytes does: one code table for all parameters, and paged state in pages."""
+    own: Any = optimizer.optimizer if isinstance(optimizer, AcceleratedOptimizer) else optimizer
+    if not type(own).__module__.startswith("bitsandbytes."):
+        return
+    tables: dict[str, Tensor] = {}
+    for parameter, fields in own.state.items():
+        for field in [field for field in fields if field.startswith("qmap")]:
+            fields[field] = tables.setdefault(field, fields[field])
+        for field in ("state1", "state2") if own.is_paged else ():
+            pages = own.get_state_buffer(parameter, dtype=fields[field].dtype)
+            fields[field] = pages.copy_(fields[field])
+
+
+def _parameters(optimizer: Optimizer) -> list[Tensor]:
+    """In the order in which its state dict numbers them."""
+    return [parameter for group in optimizer.param_groups for parameter in group["params"]]
+
+
 def _parameter_names(model: nn.Module, optimizer: Optimizer) -> list[str]:
-    """Names of the optimizer's parameters, in the order in which its state dict numbers them."""
+    """Names of the optimizer's parameters, in that order."""
     names = {id(parameter): name for name, parameter in model.named_parameters()}
-    return [names[id(parameter)] for group in optimizer.param_groups for parameter in group["params"]]
+    return [names[id(parameter)] for parameter in _parameters(optimizer)]
 
 
 def random_states() -> dict[str, Any]:

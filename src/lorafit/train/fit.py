@@ -15,14 +15,16 @@ from datasets import Dataset
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lorafit.data import Prepared, PreparedClasses, Template
-from lorafit.errors import MissingExtraError, ModelError, RunError
+from lorafit.errors import MissingExtraError, ModelError, PlanError, RunError
 from lorafit.lora import count_parameters, restore_adapter
 from lorafit.models import ResolvedModel, context_length, load_tokenizer, resolve
 from lorafit.recipe import Recipe
 from lorafit.train.callbacks import KeepAdapter, ShowProgress, StopEarly, StopOnSignal, WriteMetrics, best_evaluation
 from lorafit.train.checkpoint import checkpoints_in, problems_of, step_of
 from lorafit.train.fast import PLAIN, FastPath, choose_fast_path
-from lorafit.train.memory import peak_memory_bytes
+from lorafit.train.memory import peak_memory_bytes, release_memory
+from lorafit.train.plan import Plan
+from lorafit.train.planned import plan_run
 from lorafit.train.run import Run, free_directory
 from lorafit.train.tasks import TASKS
 from lorafit.train.trainer import LoraTrainer
@@ -30,6 +32,7 @@ from lorafit.train.trainer import LoraTrainer
 if TYPE_CHECKING:
     from lorafit.data import ClassSummary, Summary
 
+REHEARSED = ("cuda", "mps", "xpu")  # devices whose memory running out is an exception
 TRIED_ROWS = 2  # first rows, on which the fast path is tried
 
 
@@ -62,7 +65,9 @@ def train(
     recipe: Recipe,
     *,
     resume: bool = False,
+    force: bool = False,
     on_summary: "Callable[[Summary | ClassSummary], None]" = lambda summary: None,
+    on_plan: Callable[[Plan], None] = lambda plan: None,
     on_notice: Callable[[str], None] | None = None,
 ) -> Trained:
     """Train an adapter into a run directory.
@@ -71,7 +76,9 @@ def train(
         recipe: what to do. With `resume` it must be the run's own (`Run.open(directory).recipe`).
         resume: go on from the newest whole checkpoint in `recipe.output_dir`; on the CPU the end is, bit for bit, that
             of a run that never stopped.
+        force: start even where the plan says that memory does not suffice.
         on_summary: called with the summary of the rows before the model is loaded.
+        on_plan: called with what the run will take, before the model is loaded; not when resuming.
         on_notice: called with each line worth knowing; by default they go where the progress goes, to stderr.
 
     Returns:
@@ -93,7 +100,10 @@ def train(
     on_summary(prepared.summary)
     rows = {"rows_sha256": fingerprint(prepared.train), "summary": prepared.summary.to_dict()}
     if run is None:
-        run, recipe = _start(recipe, resolved, rows)
+        recipe, plan = _planned(recipe, resolved, prepared.train, notice, force)
+        if plan is not None:
+            on_plan(plan)
+        run, recipe = _start(recipe, resolved, rows, plan)
     elif run.record["data"]["rows_sha256"] != rows["rows_sha256"]:
         raise RunError(
             f"the training rows are not those {run.directory} was started with; resuming would mix two data sets. "
@@ -120,7 +130,7 @@ def train(
 def _too_little_memory(recipe: Recipe) -> RunError:
     return RunError(
         f"the device's memory does not suffice. Start again with train.token_budget below "
-        f"{recipe.train.token_budget}, train.gradient_checkpointing=true, or data.max_length below "
+        f"{recipe.train.tokens_at_once}, train.gradient_checkpointing=true, or data.max_length below "
         f"{recipe.data.max_length}"
     )
 
@@ -148,12 +158,40 @@ class _Fit:
         with StopOnSignal() as stop, ExitStack() as cleanup:
             use_cache = model.config.use_cache  # the Trainer turns it off; generation wants it
             cleanup.callback(lambda: setattr(model.config, "use_cache", use_cache))
-            trainer = self.trainer(model, stop)
+            trainer = self.rehearsed(lambda: self.trainer(model, stop))
             cleanup.enter_context(self.fast.on(trainer.loss))
             trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
         interrupted = stop.interrupted and trainer.goes_on
         self.finish(trainer, interrupted, time.monotonic() - started)
         return Trained(self.run, model.eval(), self.tokenizer, self.prepared, interrupted)
+
+    def rehearsed(self, build: Callable[[], LoraTrainer]) -> LoraTrainer:
+        """The trainer, after its largest batch has run where memory that runs out is an error and not the end.
+
+        Each time it does run out, the next smaller settings are taken; they do not change the result.
+        """
+        while True:
+            trainer = build()
+            if trainer.args.device.type not in REHEARSED:
+                return trainer
+            try:
+                with self.fast.on(trainer.loss):
+                    trainer.rehearse()
+                return trainer
+            except torch.OutOfMemoryError:
+                settings, longest = self.recipe.train, longest_row(self.prepared.train)
+                if settings.tokens_at_once > longest:
+                    change: dict[str, Any] = {"token_budget": max(settings.tokens_at_once // 2, longest)}
+                elif not settings.recomputes:
+                    change = {"gradient_checkpointing": True}
+                else:
+                    raise
+            del trainer
+            release_memory()
+            self.recipe = self.recipe.model_copy(update={"train": settings.model_copy(update=change)})
+            self.run.settle(self.recipe)
+            words = ", ".join(f"train.{name} {str(value).lower()}" for name, value in change.items())
+            self.notice(f"Memory ran out on the largest batch, before the first step: going on with {words}.")
 
     def check_lengths(self, model: PreTrainedModel) -> None:
         context, limit = context_length(model), self.recipe.data.max_length
@@ -249,7 +287,21 @@ def _existing(recipe: Recipe) -> tuple[Run, str]:
     return run, record["model"]["reference"]
 
 
-def _start(recipe: Recipe, resolved: ResolvedModel, rows: dict[str, Any]) -> tuple[Run, Recipe]:
+def _planned(
+    recipe: Recipe, resolved: ResolvedModel, rows: Dataset, notice: Callable[[str], None], force: bool
+) -> tuple[Recipe, Plan | None]:
+    """The recipe with every auto settled, and the plan; None where none can be made."""
+    try:
+        plan = plan_run(recipe, resolved, rows)
+    except PlanError as reason:
+        notice(f"No plan of memory: {reason}.")
+        return recipe, None
+    if not (plan.fits or force):
+        raise plan.refusal()
+    return plan.apply(recipe), plan
+
+
+def _start(recipe: Recipe, resolved: ResolvedModel, rows: dict[str, Any], plan: Plan | None) -> tuple[Run, Recipe]:
     """A new run directory, and the recipe with every path resolved, so that the run can be taken up from anywhere."""
     local = resolved.kind in ("directory", "gguf")
     reference = str(Path(resolved.reference).resolve()) if local else resolved.reference
@@ -261,7 +313,8 @@ def _start(recipe: Recipe, resolved: ResolvedModel, rows: dict[str, Any]) -> tup
     model = recipe.model.model_copy(update={"name": reference})
     recipe = recipe.model_copy(update={"output_dir": str(directory.resolve()), "data": data, "model": model})
     base = {"reference": reference, "revision": resolved.revision, "kind": resolved.kind}
-    return Run.create(directory, recipe, model=base, data=rows, seed=recipe.train.seed), recipe
+    record = {"model": base, "data": rows, "seed": recipe.train.seed, "plan": None if plan is None else plan.to_dict()}
+    return Run.create(directory, recipe, **record), recipe
 
 
 def _absolute(file: str) -> str:

@@ -151,6 +151,10 @@ class Run:
 
         return load_recipe(str(self.directory / "recipe.yaml"))
 
+    def settle(self, recipe: "Recipe") -> None:
+        """Replace `recipe.yaml`, where training had to choose other settings."""
+        write_atomically(self.directory / "recipe.yaml", recipe.to_yaml())
+
     def log(self, row: Mapping[str, Any]) -> None:
         """Append one object to `metrics.jsonl`."""
         with (self.directory / "metrics.jsonl").open("a", encoding="utf-8") as file:
@@ -182,12 +186,15 @@ class Run:
         """Whether an adapter has been saved."""
         return (self.adapter / "adapter_model.safetensors").is_file()
 
-    def load_model(self, *, merge: bool = False) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase, Template]":
+    def load_model(
+        self, *, merge: bool = False, as_trained: bool = True
+    ) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase, Template]":
         """Load the base model with the run's adapter, its tokenizer and the template it was trained with.
 
         Args:
             merge: add the adapter to the base weights (faster to run, cannot be taken off again); where they are
                 quantized it stays apart, as merging would round them again.
+            as_trained: False loads the base weights whole where training held them quantized.
 
         Returns:
             The model in evaluation mode, its tokenizer, the template.
@@ -200,10 +207,11 @@ class Run:
         from lorafit.lora import load_adapter, merge_and_unload
         from lorafit.models import load_model
 
-        model = load_model(resolved, **settings.loading)
+        loading = settings.loading if as_trained else {**settings.loading, "quantize": "none"}
+        model = load_model(resolved, **loading)
         load_adapter(model, self.adapter)
         source = (self.adapter / "chat_template.jinja").read_text(encoding="utf-8")
-        if merge and settings.quantize == "none":
+        if merge and loading["quantize"] == "none":
             merge_and_unload(model)  # in place
         return model.eval(), tokenizer, Template(tokenizer, source)
 
@@ -228,6 +236,17 @@ class Run:
         load_adapter(model, self.adapter)
         return model.eval(), tokenizer, labels
 
+    def find_base(self) -> "ResolvedModel":
+        """Where the base model lies.
+
+        Raises:
+            ModelError: It is there no more.
+        """
+        from lorafit.models import resolve
+
+        base = self.record["model"]
+        return resolve(base["reference"], revision=base["revision"])
+
     def _base(self, task: str) -> "tuple[ResolvedModel, PreTrainedTokenizerBase, ModelSettings]":
         """Base model and tokenizer of a run that has an adapter for `task`."""
         if (own := self.recipe.task) != task:
@@ -240,10 +259,9 @@ class Run:
         if not self.has_adapter:
             state = self.record["state"]
             raise RunError(f"{self.directory} (state: {state}) has no adapter yet; go on with: {self.resume_command}")
-        from lorafit.models import load_tokenizer, resolve
+        from lorafit.models import load_tokenizer
 
-        settings, base = self.recipe.model, self.record["model"]
-        resolved = resolve(base["reference"], revision=base["revision"])
+        settings, resolved = self.recipe.model, self.find_base()
         return resolved, load_tokenizer(resolved, trust_remote_code=settings.trust_remote_code), settings
 
 

@@ -1,5 +1,6 @@
 """What differs between tasks on the way from a recipe to an adapter; everything else is the same code."""
 
+import importlib.util
 import json
 from dataclasses import replace
 from typing import Any, Generic, Protocol, TypeVar
@@ -8,9 +9,9 @@ from datasets import Dataset
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
 from lorafit.data import ClassSummary, Prepared, PreparedClasses, Summary
-from lorafit.errors import ModelError
+from lorafit.errors import ConfigError, MissingExtraError, ModelError
 from lorafit.lora import LoraConfig, attach
-from lorafit.models import ResolvedModel, load_classifier, load_model
+from lorafit.models import ResolvedModel, load_classifier, load_model, original_weights, pick_device
 from lorafit.recipe import Recipe
 from lorafit.train.classification import ClassificationLoss
 from lorafit.train.loss import DocumentLoss, LabelLoss
@@ -59,6 +60,7 @@ class TextGeneration:
 
     def prepare(self, recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> Prepared:
         """Conversations and texts as tokens."""
+        check_optimizer(recipe)
         return prepare_rows(recipe, tokenizer)
 
     def adapted_model(self, resolved: ResolvedModel, recipe: Recipe, tokenizer: Any, rows: Prepared) -> PreTrainedModel:
@@ -70,7 +72,7 @@ class TextGeneration:
                 "give one, such as demo:gemma-3-270m, or set task: classification"
             )
         set_seed(recipe.train.seed)
-        attach(model, _lora_config(recipe))
+        _attach(model, lora_config(recipe), resolved)
         return model
 
     def loss(self, model: PreTrainedModel) -> LabelLoss:
@@ -87,6 +89,7 @@ class Classification:
 
     def prepare(self, recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> PreparedClasses:
         """Labelled texts as tokens."""
+        check_optimizer(recipe)
         return prepare_classes(recipe, tokenizer)
 
     def adapted_model(
@@ -99,9 +102,9 @@ class Classification:
         if config.pad_token_id is None:  # decoders find the last token of padded texts by it
             config.pad_token_id = tokenizer.pad_token_id
         set_seed(recipe.train.seed)
-        asked = _lora_config(recipe)
+        asked = lora_config(recipe)
         saved: set[str] = {*(asked.modules_to_save or []), *fresh}
-        attach(model, replace(asked, modules_to_save=_outermost(saved) or None))
+        _attach(model, replace(asked, modules_to_save=_outermost(saved) or None), resolved)
         return model
 
     def loss(self, model: PreTrainedModel) -> ClassificationLoss:
@@ -117,8 +120,38 @@ class Classification:
 TASKS: dict[str, Task[Any]] = {"sft": TextGeneration(), "classification": Classification()}
 
 
-def _lora_config(recipe: Recipe) -> LoraConfig:
+def check_optimizer(recipe: Recipe) -> None:
+    """Refuse an optimizer that this machine cannot run, before any work.
+
+    Raises:
+        MissingExtraError: bitsandbytes is not installed.
+        ConfigError: A paged one without a CUDA device.
+    """
+    optim = recipe.train.optim
+    if optim.startswith("adamw_torch"):
+        return
+    if importlib.util.find_spec("bitsandbytes") is None:
+        raise MissingExtraError(
+            f"train.optim {optim} needs bitsandbytes: pip install 'lorafit[quant]', or set train.optim "
+            "adamw_torch_fused"
+        )
+    device = pick_device(recipe.model.device).type
+    if optim.startswith("paged_") and device != "cuda":
+        raise ConfigError(
+            f"train.optim {optim} moves its state between a CUDA device's memory and the CPU's, and this runs on "
+            f"{device}: set train.optim {'adamw_bnb_8bit' if optim.endswith('8bit') else 'adamw_torch_fused'}"
+        )
+
+
+def lora_config(recipe: Recipe) -> LoraConfig:
+    """The recipe's `lora` section."""
     return LoraConfig.from_dict({**recipe.lora.model_dump(), "task_type": recipe.adapter_task_type})
+
+
+def _attach(model: PreTrainedModel, config: LoraConfig, resolved: ResolvedModel) -> None:
+    """Attach a fresh adapter; LoftQ's start reads the checkpoint again, as it was before quantization."""
+    loftq = config.init_lora_weights == "loftq"
+    attach(model, config, read_original=original_weights(resolved.path, resolved.revision) if loftq else None)
 
 
 def _outermost(names: set[str]) -> list[str]:

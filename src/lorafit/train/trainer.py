@@ -17,9 +17,17 @@ from lorafit.errors import RunError
 from lorafit.lora import restore_adapter
 from lorafit.lora.trainer_bridge import adapters_pointed_out
 from lorafit.recipe import TrainSettings
-from lorafit.train.batches import ShuffledSteps, StepCollator
+from lorafit.train.batches import MicroBatch, ShuffledSteps, StepCollator
 from lorafit.train.callbacks import StopEarly
-from lorafit.train.checkpoint import load_optimizer, prune, read_state, restore_random_states, save_checkpoint
+from lorafit.train.checkpoint import (
+    load_optimizer,
+    prune,
+    random_states,
+    read_state,
+    restore_random_states,
+    save_checkpoint,
+)
+from lorafit.train.footprint import recompute_activations
 from lorafit.train.loss import DocumentLoss, evaluating
 from lorafit.train.memory import peak_memory_bytes
 
@@ -89,7 +97,7 @@ class LoraTrainer(Trainer):
             len(train), settings.per_device_train_batch_size * settings.gradient_accumulation_steps, settings.seed
         )
         collator = StepCollator(
-            settings.token_budget, settings.per_device_train_batch_size, packed, share_prefix, loss.document
+            settings.tokens_at_once, settings.per_device_train_batch_size, packed, share_prefix, loss.document
         )
         self.eval_collator = replace(collator, rows=settings.per_device_eval_batch_size)
         with adapters_pointed_out(model):
@@ -122,6 +130,35 @@ class LoraTrainer(Trainer):
     def get_train_dataloader(self) -> DataLoader:
         """One batch an optimizer step; its order depends on seed and epoch only."""
         return DataLoader(self.train_dataset, batch_sampler=self.steps, collate_fn=self.data_collator)  # type: ignore[arg-type]
+
+    def rehearse(self) -> None:
+        """One forward and backward of the largest micro-batch, and a forward of the largest held-out one.
+
+        Nothing is left of it: no gradient, no draw of a random generator.
+
+        Raises:
+            torch.OutOfMemoryError: Memory does not suffice for it.
+        """
+        states, trained = random_states(), [p for p in self.causal_lm.parameters() if p.requires_grad]
+        if self.settings.recomputes:
+            recompute_activations(self.causal_lm)
+        try:
+            averages = [torch.empty_like(p) for p in (*trained, *trained)]  # the optimizer's, which come later
+            self.causal_lm.train()
+            self.loss(self._largest(self.train_dataset, self.data_collator)).sum().backward()
+            if self.held_out is not None:
+                with evaluating(self.causal_lm):
+                    self.loss(self._largest(self.held_out, self.eval_collator))
+            del averages
+        finally:
+            self.causal_lm.zero_grad(set_to_none=True)
+            restore_random_states(states)
+
+    def _largest(self, rows: Any, collator: Any) -> MicroBatch:
+        lengths = [len(ids) for ids in rows["input_ids"]]
+        longest = sorted(range(len(rows)), key=lambda i: -lengths[i])[: collator.rows]
+        micro_batches = collator([rows[i] for i in longest])["micro_batches"]
+        return max(micro_batches, key=lambda batch: batch.input_ids.numel()).to(self.args.device)
 
     def training_step(self, model, inputs: dict[str, Any], num_items_in_batch=None) -> Tensor:
         """Forward and backward of a step's micro-batches; returns its loss, a mean over its trained tokens."""
@@ -270,7 +307,7 @@ def training_arguments(
         remove_unused_columns=False,
         disable_tqdm=True,
         use_cpu=on_cpu,
-        **({recompute: True, f"{recompute}_kwargs": options} if settings.gradient_checkpointing else {}),
+        **({recompute: True, f"{recompute}_kwargs": options} if settings.recomputes else {}),
     )
     args._n_gpu = min(args.n_gpu, 1)  # one device: DataParallel copies the model each step
     return args

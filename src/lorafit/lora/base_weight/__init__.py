@@ -1,6 +1,6 @@
 """How the frozen weight is stored, one file a storage, found by this folder.
 
-A storage has `matches(module)`, `blocks(module, dtype)`, which reads the weight some rows at a time, and
+A storage has `QUANTIZED`, `matches(module)`, `blocks(module, dtype)`, which reads the weight some rows at a time, and
 `write(module, weight)`, which rounds once to the module's own format and returns what `restore(module, original)` needs
 to bring the old weight back bit for bit.
 """
@@ -37,6 +37,11 @@ def storage_of(module: nn.Module) -> ModuleType:
         f"a {type(module).__name__} holds its weight as {type(module.weight).__name__}, which lorafit cannot read: "
         "load the base model unquantized, or as nf4 or int8 through bitsandbytes"
     )
+
+
+def is_quantized(module: nn.Module) -> bool:
+    """Whether the weight is held in fewer bits than a floating-point number, in a format that lorafit reads."""
+    return any(storage.matches(module) for storage in _storages() if storage.QUANTIZED)
 
 
 def read_weight(module: nn.Module, dtype: torch.dtype = torch.float32) -> Tensor:

@@ -6,6 +6,8 @@ import torch
 import torch.nn as nn
 from torch import Tensor
 
+QUANTIZED = False
+
 
 def matches(module: nn.Module) -> bool:
     """Whether the weight is a plain floating-point parameter."""

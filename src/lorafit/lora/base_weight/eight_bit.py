@@ -9,6 +9,7 @@ from torch import Tensor
 
 from lorafit.lora.base_weight import rows_of_block
 
+QUANTIZED = True
 LARGEST = 127  # an int8's, which stands for the row's largest value
 
 
@@ -21,10 +22,11 @@ def matches(module: Any) -> bool:
 def blocks(module: Any, dtype: torch.dtype) -> Iterator[Tensor]:
     """The dequantized weight in blocks of rows, in order: (rows, in) each."""
     weight: Tensor = module.weight.data
-    scales = (_scales(module) / LARGEST).to(dtype)[:, None]
+    exact = torch.float64 if dtype == torch.float64 else torch.float32  # a scale rounded to bf16 shifts its whole row
+    scales = (_scales(module).to(weight.device, exact) / LARGEST)[:, None]
     rows = rows_of_block(weight.shape[0], weight.shape[1], weight.device)
     for start in range(0, len(weight), rows):
-        yield weight[start : start + rows].to(dtype).mul_(scales[start : start + rows])
+        yield weight[start : start + rows].to(exact).mul_(scales[start : start + rows]).to(dtype)
 
 
 def write(module: Any, weight: Tensor) -> nn.Parameter:

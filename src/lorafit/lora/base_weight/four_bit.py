@@ -9,6 +9,8 @@ from torch import Tensor
 
 from lorafit.lora.base_weight import rows_of_block
 
+QUANTIZED = True
+
 
 def matches(module: Any) -> bool:
     """Whether the weight is a quantized `Params4bit`, known by its name so that bitsandbytes need not be imported."""

@@ -1,0 +1,62 @@
+"""`lorafit plan`: what a training would take, before a weight is loaded."""
+
+from typing import Annotated
+
+import typer
+
+from lorafit.cli.options import (
+    DataOption,
+    JsonFlag,
+    MaxSteps,
+    MemoryOption,
+    ModelOption,
+    RecipeArgument,
+    SetOption,
+    ValidationOption,
+)
+from lorafit.cli.output import open_output
+from lorafit.cli.show_plan import show_plan
+
+
+def plan(
+    recipe: RecipeArgument = None,
+    model: ModelOption = None,
+    data: DataOption = None,
+    validation: ValidationOption = None,
+    max_steps: MaxSteps = None,
+    memory: MemoryOption = None,
+    device: Annotated[
+        str | None,
+        typer.Option("--device", metavar="GPU", help="Another machine's, such as a100-40gb; this one if not given."),
+    ] = None,
+    explain: Annotated[bool, typer.Option("--explain", help="Show every choice that was tried.")] = False,
+    set: SetOption = None,
+    json: JsonFlag = False,
+) -> None:
+    """Tell what a training would take, memory and time, and with which settings it fits; loads no weights."""
+    from lorafit.collection import collection_paused
+    from lorafit.recipe import load_recipe
+
+    with open_output(json) as out:
+        settings = load_recipe(
+            recipe,
+            sets=set or [],
+            model=model,
+            data=data or None,
+            validation=validation or None,
+            max_steps=max_steps,
+            memory=memory,
+        )
+        with collection_paused():
+            from lorafit.models import load_tokenizer, resolve
+            from lorafit.train.devices import known_device
+            from lorafit.train.planned import plan_run
+            from lorafit.train.tasks import TASKS
+
+            elsewhere = None if device is None else known_device(device)
+            resolved = resolve(settings.model.name, revision=settings.model.revision, on_message=out.console.print)
+            tokenizer = load_tokenizer(resolved, trust_remote_code=settings.model.trust_remote_code)
+            rows = TASKS[settings.task].prepare(settings, tokenizer).train
+            made = plan_run(settings, resolved, rows, elsewhere)
+        show_plan(out.console, made, f"{settings.model.name}, {', '.join(settings.data.train_files)}", explain=explain)
+        out.result({**made.to_dict(), "tried": [tried.to_dict() for tried in made.tried]})

@@ -1,0 +1,101 @@
+"""Merging in memory, and what lies beside the weights: config, tokenizer, chat template."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+from lorafit.data import Template
+from lorafit.export.merged.proof import dtype_of
+from lorafit.lora import merge_and_unload
+from lorafit.lora.base_weight import is_quantized
+from lorafit.lora.graft import base_modules
+from lorafit.lora.layers import kind_of
+from lorafit.lora.layers.base import wrap
+from lorafit.lora.state import lora_layers
+from lorafit.models.quiet import quiet_transformers
+from lorafit.train.run import Run
+
+
+def base_config(run: Run) -> dict[str, Any]:
+    """What the base model's `config.json` holds; a hub model has been loaded before, so the file is in its cache."""
+    base = run.find_base()
+    return PreTrainedConfig.get_config_dict(base.path, revision=base.revision, local_files_only=True)[0]
+
+
+def write_original(run: Run, directory: Path) -> PreTrainedModel:
+    """Merge into the base model, loaded whole, and write its weights; returns it."""
+    model = run.load_model(as_trained=False)[0]
+    return _write(merge_and_unload(model), _base_dtype(run, model), directory)
+
+
+def write_dequantized(model: PreTrainedModel, run: Run, directory: Path) -> PreTrainedModel:
+    """Turn `model`, as `multiply_as_read` left it, into a dense one, layer by layer, and write its weights; returns it.
+
+    Each weight is the dequantized one with the update, rounded once.
+    """
+    dtype = _base_dtype(run, model)
+    for name, layer in list(lora_layers(model)):
+        if is_quantized(layer):
+            merged = layer.merged_weight(layer.lora_active).to(dtype)
+            dense = nn.Linear(merged.shape[1], merged.shape[0], bias=False, device="meta")
+            dense.weight = nn.Parameter(merged, requires_grad=False)
+            dense.register_parameter("bias", layer._parameters["bias"])
+            model.set_submodule(name, dense)
+    quantizer: Any = model.hf_quantizer
+    quantizer.remove_quantization_config(model)
+    stored_so = "quantization_config" in base_config(run)  # its names cannot be turned back into those of dense weights
+    return _write(merge_and_unload(model), dtype, directory, save_original_format=not stored_so)
+
+
+def quantized_layers(model: PreTrainedModel) -> list[nn.Linear]:
+    """The linear layers whose weights are held quantized."""
+    linear = [module for _, module in base_modules(model) if isinstance(module, nn.Linear)]
+    return [module for module in linear if is_quantized(module)]
+
+
+def multiply_as_read(model: PreTrainedModel) -> PreTrainedModel:
+    """Let the quantized layers without an adapter multiply their weights as they read, too; returns the same model.
+
+    bitsandbytes' own products round what they multiply with: to 8 bits where the weights have 8.
+    """
+    for layer in quantized_layers(model):
+        kind = kind_of(layer)
+        assert kind is not None
+        wrap(layer, kind)
+    return model
+
+
+def write_beside(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, template: Template, directory: Path
+) -> None:
+    """Config, tokenizer, chat template, and a generation config that ends answers where training ended them."""
+    generation = model.generation_config
+    assert generation is not None
+    generation.eos_token_id = sorted(template.stop_token_ids)
+    generation.pad_token_id = tokenizer.pad_token_id
+    tokenizer.chat_template = template.source
+    model.config.architectures = [type(model).__name__]
+    model.config.save_pretrained(directory)
+    generation.save_pretrained(directory)
+    tokenizer.save_pretrained(directory)
+
+
+def _write(model: nn.Module, dtype: torch.dtype, directory: Path, **options: bool) -> PreTrainedModel:
+    """Write the weights in `dtype`."""
+    assert isinstance(model, PreTrainedModel)
+    with quiet_transformers():
+        model.to(dtype).save_pretrained(directory, **options)  # pyright: ignore[reportArgumentType]
+    return model
+
+
+def _base_dtype(run: Run, model: PreTrainedModel) -> torch.dtype:
+    """The base model's own dtype, also where training widened it (a bf16 model on a processor without bf16)."""
+    config, trained_as = base_config(run), dtype_of(model)
+    name = config.get("dtype", config.get("torch_dtype"))  # its name before transformers 4.56
+    own = trained_as if name is None else getattr(torch, name)
+    return min(trained_as, own, key=lambda dtype: dtype.itemsize)

@@ -1,0 +1,254 @@
+"""How much memory training a model takes, found without its weights.
+
+The model is built from its config out of fake tensors, which have shapes and no values, and a document goes forward and
+backward through the very code that trains. What is allocated and freed on the way is counted. Two small copies of the
+model, of few layers, tell what a layer adds.
+"""
+
+import copy
+import warnings
+import weakref
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from transformers import PreTrainedConfig, PreTrainedModel
+
+from lorafit.errors import PlanError
+from lorafit.kernels.document_attention import forget_masks
+from lorafit.kernels.linear_cross_entropy import block_for
+from lorafit.lora import LoraConfig, attach
+from lorafit.lora.graft import graft
+from lorafit.lora.plain import term_by_term
+from lorafit.train.attention import attention_by_document, can_attend_by_document
+from lorafit.train.norms import LeanRmsNorm
+
+FEW_LAYERS = (1, 2)
+OPTIMIZER_BYTES = 8  # AdamW's two averages of a parameter, float32
+TRIED_LABELS = 18  # of the documents that the fast path is tried on, with whole logits
+# bytes a weight: NF4 holds two in a byte, a scale of a byte for 64 of them and a float for 256 scales
+QUANTIZED_BYTES = {"nf4": 0.5 + 1 / 64 + 4 / (64 * 256), "int8": 1.0}
+
+
+@dataclass(frozen=True)
+class Work:
+    """What is trained, and how.
+
+    Attributes:
+        model_class: transformers' class of it, such as `LlamaForCausalLM`.
+        config: its config.
+        lora: the adapter.
+        dtype: of the weights and activations.
+        device_type: torch's, of where it is trained.
+        vocabulary: of the head; 0 where classes are told apart.
+        fast: whether by lorafit's own way to compute, or by transformers'.
+    """
+
+    model_class: type[PreTrainedModel]
+    config: PreTrainedConfig
+    lora: LoraConfig
+    dtype: torch.dtype
+    device_type: str
+    vocabulary: int
+    fast: bool
+
+
+@contextmanager
+def _explained(work: Work) -> Iterator[None]:
+    """A model's own code may branch on values, which fake tensors do not have, in any way it likes."""
+    try:
+        with warnings.catch_warnings():  # copies of a fake tensor look where it lies
+            warnings.filterwarnings("ignore", "Accessing the data pointer of FakeTensor", UserWarning)
+            yield
+    except Exception as error:
+        reason = f"{type(error).__name__}: {error}".splitlines()[0]
+        raise PlanError(f"the memory of a {work.model_class.__name__} cannot be predicted ({reason})") from error
+
+
+@dataclass(frozen=True)
+class Weights:
+    """Of a whole model with its adapter.
+
+    Attributes:
+        all: weights of the base model.
+        linear: those of them in linear layers that quantization takes.
+        trained: of the adapter, and of what is trained with it.
+        largest: in one tensor.
+    """
+
+    all: int
+    linear: int
+    trained: int
+    largest: int
+
+    def base_bytes(self, quantize: str, dtype: torch.dtype) -> int:
+        """Of the frozen weights, as they are held."""
+        width = dtype.itemsize
+        return int(self.linear * QUANTIZED_BYTES.get(quantize, width) + (self.all - self.linear) * width)
+
+    @property
+    def training_bytes(self) -> int:
+        """The trained parameters in float32, their gradients, and AdamW's averages."""
+        return self.trained * (4 + 4 + OPTIMIZER_BYTES)
+
+
+def weights_of(work: Work) -> Weights:
+    """Count the weights of the whole model."""
+    with _explained(work), FakeTensorMode(allow_non_fake_inputs=True):
+        model = _model(work, layers=None)
+        parameters = {id(p): p for p in model.parameters()}.values()
+        trained = sum(p.numel() for p in parameters if p.requires_grad)
+        everything = sum(p.numel() for p in parameters) - trained
+        kept = {id(m) for m in (model.get_output_embeddings(),) if m is not None}
+        linear = sum(m.get_parameter("weight").numel() for m in model.modules() if _is_linear(m) and id(m) not in kept)
+        largest = max(p.numel() for p in parameters if not p.requires_grad)
+    return Weights(everything, linear, trained, largest)
+
+
+@dataclass(frozen=True)
+class Activations:
+    """Most memory in a forward and backward of the body, beyond the weights; all in bytes.
+
+    Attributes:
+        peak: with all layers.
+        layer: with a single one.
+    """
+
+    peak: float
+    layer: float
+
+    def times(self, factor: float) -> "Activations":
+        """Of so many times the tokens."""
+        return Activations(self.peak * factor, self.layer * factor)
+
+
+def activations_of(work: Work, length: int, *, recompute: bool) -> Activations:
+    """What one document takes; other documents in the batch add as much for each of their tokens.
+
+    Args:
+        work: what is trained.
+        length: tokens of the document.
+        recompute: whether activations are made again in the backward (checkpointing).
+    """
+    layers = work.config.get_text_config().num_hidden_layers
+    with _explained(work):
+        few, more = (_trace(work, length, min(n, layers), recompute) for n in FEW_LAYERS)
+    rest = max(layers - FEW_LAYERS[1], 0)
+    return Activations(more + rest * max(more - few, 0) / (FEW_LAYERS[1] - FEW_LAYERS[0]), few)
+
+
+def head_bytes(work: Work, labels: int) -> int:
+    """Most memory that the loss of `labels` positions takes beyond what the body keeps."""
+    if not work.vocabulary:
+        return 0
+    config, width = work.config.get_text_config(), work.dtype.itemsize
+    if not work.fast:  # whole logits, their float32 copy, and the gradients of both
+        return labels * work.vocabulary * 2 * (width + 4)
+    rows, columns = block_for(labels, work.device_type)
+    logits = rows * min(columns, work.vocabulary) * (width + 4)
+    return labels * config.hidden_size * (4 + 4 + 2 * width) + logits
+
+
+def trial_bytes(work: Work, trained: int) -> int:
+    """Most memory that trying the fast path takes: whole logits of a few tokens, and the gradients of two ways."""
+    return TRIED_LABELS * work.vocabulary * 4 * 4 + 3 * 8 * trained if work.fast else 0
+
+
+def _trace(work: Work, length: int, layers: int, recompute: bool) -> int:
+    with ExitStack() as stack:
+        forget_masks()
+        stack.callback(forget_masks)  # fake ones must not meet real tensors
+        stack.enter_context(FakeTensorMode(allow_non_fake_inputs=True))
+        model = _model(work, layers).train()
+        if recompute:
+            recompute_activations(model)
+        batch = torch.zeros(1, length, dtype=torch.long)
+        inputs: dict[str, Any] = {"input_ids": batch}
+        if not work.fast:
+            stack.enter_context(term_by_term(model))
+        elif can_attend_by_document(model):
+            stack.enter_context(attention_by_document(model))
+            inputs |= {"position_ids": batch, "document_lengths": (length,), "shared_prefix": 0}
+        body = model.get_decoder() if work.vocabulary else model.base_model
+        counted = stack.enter_context(_Allocated(model))
+        hidden = body(**inputs, **({"use_cache": False} if work.vocabulary else {})).last_hidden_state
+        hidden.backward(torch.empty_like(hidden))
+        return counted.peak
+
+
+def _model(work: Work, layers: int | None) -> PreTrainedModel:
+    """The model with its adapter, of fake tensors."""
+    config = copy.deepcopy(work.config)
+    vars(config).pop("quantization_config", None)  # how the weights are held is reckoned apart
+    text = config.get_text_config()
+    if layers is not None:
+        text.num_hidden_layers = layers
+        if kinds := vars(text).get("layer_types"):
+            text.layer_types = kinds[:layers]
+    with _without_values():
+        model = work.model_class._from_config(config, dtype=work.dtype)
+    model.tie_weights()
+    attach(model, replace(work.lora, lora_dropout=0.0))  # its masks are drawn by a seed, which is a value
+    for module in list(model.modules()) if work.fast else ():
+        if type(module).__name__.endswith("RMSNorm") and [p.ndim for p in module.parameters()] == [1]:
+            lean = graft(module, LeanRmsNorm)
+            lean.lean_gain, lean.lean_eps = next(module.parameters()).detach(), 1e-6
+    return model
+
+
+def recompute_activations(model: PreTrainedModel) -> None:
+    """Turn checkpointing on, by transformers' name for it; the former one warns where the new one exists."""
+    new = "activation_checkpointing_enable"
+    enable = getattr(model, new if hasattr(model, new) else "gradient_checkpointing_enable")
+    enable({"use_reentrant": False})
+
+
+def _without_values() -> Any:
+    """Transformers' switch that leaves new weights as they are, which saves time."""
+    from transformers import initialization
+
+    return initialization.no_init_weights()
+
+
+def _is_linear(module: nn.Module) -> bool:
+    return isinstance(module, nn.Linear) or type(module).__name__ == "Conv1D"
+
+
+class _Allocated(TorchDispatchMode):
+    """Counts the bytes of all storages that operations make, while they live.
+
+    Attributes:
+        live: bytes at present.
+        peak: the most there were.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.live = self.peak = 0
+        tensors = [*model.parameters(), *model.buffers()]
+        self._bytes = {tensor.untyped_storage()._cdata: 0 for tensor in tensors}  # not made by operations
+        self._kept = tensors
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        for tensor in tree_leaves(result):
+            if isinstance(tensor, Tensor):
+                self._count(tensor.untyped_storage())
+        return result
+
+    def _count(self, storage: torch.UntypedStorage) -> None:
+        key = storage._cdata
+        if key not in self._bytes:
+            self._bytes[key] = storage.nbytes()
+            self.live += storage.nbytes()
+            self.peak = max(self.peak, self.live)
+            weakref.finalize(storage, self._freed, key)
+
+    def _freed(self, key: int) -> None:
+        self.live -= self._bytes.pop(key, 0)

@@ -1,0 +1,314 @@
+"""Does it fit, and with which settings? Answered before a weight is loaded.
+
+Memory is the sum of its parts, each counted or traced (`footprint`); time is the work of a step over the machine's
+speed. Where settings are left to us (auto), they are tried in order: what costs nothing first, then what costs time,
+then what changes the model a little.
+"""
+
+import itertools
+import math
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+from datasets import Dataset
+
+from lorafit.errors import RunError
+from lorafit.recipe import Recipe
+from lorafit.recipe.kinds import bytes_of
+from lorafit.train.batches import IGNORED
+from lorafit.train.devices import EFFICIENCY, Device
+from lorafit.train.footprint import Activations, Weights, Work, activations_of, head_bytes, trial_bytes, weights_of
+
+GB = 10**9
+BUDGETS = {"cpu": (1024, 512, 256), "elsewhere": (8192, 4096, 2048, 1024, 512, 256)}
+TRACED_TOKENS = 512  # the most of a document that is traced; a longer one is in proportion
+# What allocators hold beyond what is asked of them, measured on Linux (benchmarks/results/memory.json): some, a share
+# of what is traced, and with checkpointing, which takes and gives back a layer's activations again and again, more.
+# Of large tensors (32 MiB) glibc keeps nothing, so that there is an end to it.
+SPARE_BYTES, SPARE_SHARE, SPARE_LAYERS, MOST_SPARE = 48 * 2**20, 0.02, 2, 256 * 2**20
+READ_BYTES = 16 * 2**20  # of a quantized weight at a time
+SLOWER = {"none": 1.0, "int8": 1.05, "nf4": 1.1}  # a step beside unquantized weights
+RECOMPUTED = 1.5  # work of the body, forward once more
+ADAPTER_FILE_BYTES = 4  # a trained weight: float32
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The settings that decide about memory."""
+
+    quantize: Literal["none", "nf4", "int8"]
+    token_budget: int
+    gradient_checkpointing: bool
+
+    def __str__(self) -> str:
+        """In words of the recipe, short."""
+        recompute = ", checkpointing" if self.gradient_checkpointing else ""
+        held = "" if self.quantize == "none" else f"{self.quantize}, "
+        return f"{held}{self.token_budget:,} tokens at once{recompute}"
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes at the moment when most are used, by what holds them.
+
+    Attributes:
+        program: Python and its libraries, with tokenizer and rows.
+        weights: the frozen model.
+        training: adapter, its gradients, the optimizer's averages.
+        activations: what the layers keep for the backward.
+        head: the loss.
+        margin: what allocators hold beyond what is asked of them.
+        loading: at another moment, the most while the weights are read, all together.
+    """
+
+    program: int
+    weights: int
+    training: int
+    activations: int
+    head: int
+    margin: int
+    loading: int
+
+    @property
+    def parts(self) -> dict[str, int]:
+        """What the peak of training consists of."""
+        return {name: size for name, size in asdict(self).items() if name != "loading"}
+
+    @property
+    def peak(self) -> int:
+        """The most at any moment."""
+        return max(sum(self.parts.values()), self.loading)
+
+
+@dataclass(frozen=True)
+class Tried:
+    """A choice, and what it would take."""
+
+    choice: Choice
+    memory: Memory
+    seconds: float
+    fits: bool
+
+    def to_dict(self) -> dict[str, Any]:
+        """For `--json`."""
+        peak = {"predicted_peak_bytes": self.memory.peak, "predicted_seconds": self.seconds, "fits": self.fits}
+        return {**asdict(self.choice), **peak}
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Sizes of the training rows, each array (rows,): tokens read, and labels."""
+
+    tokens: np.ndarray
+    labels: np.ndarray
+
+    @classmethod
+    def of(cls, rows: Dataset) -> "Rows":
+        """Read them from prepared rows."""
+        tokens, labels = [], []
+        for batch in rows.with_format("arrow").iter(1000):
+            ids, marks = (batch[name].combine_chunks() for name in ("input_ids", "labels"))  # type: ignore[call-overload, index, union-attr]
+            lengths = ids.value_lengths().to_numpy(zero_copy_only=False)
+            tokens.append(lengths)
+            ends = np.cumsum(marks.value_lengths().to_numpy(zero_copy_only=False))
+            trained = np.cumsum(marks.flatten().to_numpy(zero_copy_only=False) != IGNORED)
+            labels.append(np.diff(np.concatenate([[0], trained])[np.concatenate([[0], ends])]))
+        return cls(np.concatenate(tokens), np.concatenate(labels))
+
+    def heaviest(self, budget: int, rows: int) -> tuple[int, int]:
+        """Tokens and labels of the largest micro-batch: the longest rows that fit together."""
+        total = labels = count = 0
+        for index in np.argsort(-self.tokens, kind="stable"):
+            size = int(self.tokens[index])
+            if count and (total + size > budget or count == rows):
+                continue
+            total, labels, count = total + size, labels + int(self.labels[index]), count + 1
+            if total >= budget or count == rows:
+                break
+        return total, labels
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a run will take, and why it is set up this way.
+
+    Attributes:
+        device: where it runs.
+        limit: bytes it may use.
+        chosen: the settings, with their memory and time.
+        tried: every choice that was looked at, in order.
+        weights: of the model.
+        rank: of the adapter.
+        steps: optimizer steps.
+        tokens: of the whole run, prompts included.
+        why: one line.
+    """
+
+    device: Device
+    limit: int
+    chosen: Tried
+    weights: Weights
+    rank: int
+    steps: int
+    tokens: int
+    why: str
+    tried: list[Tried] = field(default_factory=list)
+
+    @property
+    def fits(self) -> bool:
+        """Whether the predicted peak is within the limit."""
+        return self.chosen.fits
+
+    @property
+    def flops(self) -> float:
+        """Assumed of a training step, a second."""
+        return self.device.flops * EFFICIENCY[self.device.kind]
+
+    @property
+    def adapter_file_bytes(self) -> int:
+        """Of the saved adapter, in float32."""
+        return self.weights.trained * ADAPTER_FILE_BYTES
+
+    def apply(self, recipe: Recipe) -> Recipe:
+        """The recipe with every auto settled."""
+        choice = self.chosen.choice
+        changes = {"token_budget": choice.token_budget, "gradient_checkpointing": choice.gradient_checkpointing}
+        model = recipe.model.model_copy(update={"quantize": choice.quantize})
+        return recipe.model_copy(update={"train": recipe.train.model_copy(update=changes), "model": model})
+
+    def to_dict(self) -> dict[str, Any]:
+        """For `run.json` and `--json`."""
+        chosen, weights = self.chosen, self.weights
+        return {
+            "device": self.device.name,
+            "limit_bytes": self.limit,
+            "fits": self.fits,
+            **asdict(chosen.choice),
+            "predicted_peak_bytes": chosen.memory.peak,
+            "parts": chosen.memory.parts,
+            "loading_bytes": chosen.memory.loading,
+            "steps": self.steps,
+            "tokens": self.tokens,
+            "predicted_seconds": chosen.seconds,
+            "assumed_flops": self.flops,
+            "trained_parameters": weights.trained,
+            "parameters": weights.all,
+            "adapter_file_bytes": self.adapter_file_bytes,
+            "why": self.why,
+        }
+
+    def refusal(self) -> RunError:
+        """What to say where it does not fit."""
+        smallest = min(self.tried, key=lambda tried: tried.memory.peak)
+        return RunError(
+            f"this would need {self.chosen.memory.peak / GB:.1f} GB and {self.limit / GB:.1f} GB may be used, with "
+            f"{self.chosen.choice}. The least that would do is {smallest.memory.peak / GB:.1f} GB, with "
+            f"{smallest.choice}. Give more memory, a smaller model, shorter rows (data.max_length) or a lower rank, or "
+            "start anyway with --force"
+        )
+
+
+def make_plan(recipe: Recipe, work: Work, rows: Rows, device: Device, program: int) -> Plan:
+    """Settle the recipe's auto settings so that training fits, fastest first.
+
+    Args:
+        recipe: the settings.
+        work: what is trained.
+        rows: the training rows' sizes.
+        device: where it runs.
+        program: bytes of Python and its libraries; 0 on a device of its own.
+    """
+    limit = device.memory if recipe.train.memory is None else bytes_of(recipe.train.memory)
+    estimate = _Estimate(recipe, work, rows, device, program, limit)
+    tried: list[Tried] = []
+    for choice in _choices(recipe, device, rows):
+        tried.append(estimate(choice))
+        if tried[-1].fits:
+            break
+    chosen = tried[-1] if tried[-1].fits else min(tried, key=lambda one: one.memory.peak)
+    return Plan(
+        device=device,
+        limit=limit,
+        chosen=chosen,
+        weights=estimate.weights,
+        rank=recipe.lora.r,
+        steps=estimate.steps,
+        tokens=estimate.tokens,
+        why=_reason(tried, chosen, limit),
+        tried=tried,
+    )
+
+
+def _choices(recipe: Recipe, device: Device, rows: Rows) -> Iterator[Choice]:
+    """In the order of preference: unquantized, then without recomputing, then in large micro-batches."""
+    given, longest = recipe.train.token_budget, int(rows.tokens.max())
+    budgets = BUDGETS["cpu" if device.kind == "cpu" else "elsewhere"]
+    useful = [budget for budget in budgets if budget > longest] + [longest] if given == "auto" else [given]
+    recompute = recipe.train.gradient_checkpointing
+    recomputes = (False, True) if recompute == "auto" else (recompute,)
+    quantize = recipe.model.quantize
+    held = ("none", "int8", "nf4") if quantize == "auto" else (quantize,)
+    for kind, again, budget in itertools.product(held, recomputes, useful):
+        yield Choice(kind, budget, again)
+
+
+class _Estimate:
+    """Memory and time of a choice; what several choices share is found once."""
+
+    def __init__(self, recipe: Recipe, work: Work, rows: Rows, device: Device, program: int, limit: int) -> None:
+        self.recipe, self.work, self.rows, self.device = recipe, work, rows, device
+        self.program, self.limit = program, limit
+        self.weights = weights_of(self.work)
+        self._activations: dict[bool, Activations] = {}
+        train = recipe.train
+        self.rows_a_step = train.per_device_train_batch_size * train.gradient_accumulation_steps
+        count = len(rows.tokens)
+        in_epoch = math.ceil(count / self.rows_a_step)
+        self.steps = train.max_steps if train.max_steps > 0 else math.ceil(train.num_train_epochs * in_epoch)
+        self.epochs = self.steps / in_epoch
+        self.tokens = int(rows.tokens.sum() * self.epochs)
+
+    def __call__(self, choice: Choice) -> Tried:
+        weights = self.weights
+        batch = self.recipe.train.per_device_train_batch_size
+        tokens, labels = self.rows.heaviest(choice.token_budget, batch)
+        activations = self.activations_a_token(choice.gradient_checkpointing).times(tokens)
+        peak = int(activations.peak)
+        head = max(head_bytes(self.work, labels), trial_bytes(self.work, weights.trained) - peak)
+        base = weights.base_bytes(choice.quantize, self.work.dtype)
+        margin = SPARE_BYTES + SPARE_SHARE * (peak + head + weights.training_bytes)
+        margin += min(SPARE_LAYERS * activations.layer, MOST_SPARE) if choice.gradient_checkpointing else 0
+        margin += 0 if choice.quantize == "none" else READ_BYTES
+        loading = self.program + base + self.weights.largest * self.work.dtype.itemsize
+        memory = Memory(self.program, base, weights.training_bytes, peak, head, int(margin), loading)
+        return Tried(choice, memory, self.seconds(choice), memory.peak <= self.limit)
+
+    def activations_a_token(self, recompute: bool) -> Activations:
+        if recompute not in self._activations:
+            length = min(int(self.rows.tokens.max()), TRACED_TOKENS)
+            whole = activations_of(self.work, length, recompute=recompute)
+            self._activations[recompute] = whole.times(1 / length)
+        return self._activations[recompute]
+
+    def seconds(self, choice: Choice) -> float:
+        """4 FLOPs a token for each weight of the frozen layers, 6 for the adapter's, 4 a label for the head's."""
+        weights = self.weights
+        body = 4 * weights.linear * (RECOMPUTED if choice.gradient_checkpointing else 1) + 6 * weights.trained
+        head = 4 * self.work.vocabulary * self.work.config.get_text_config().hidden_size
+        flops = body * self.tokens + head * int(self.rows.labels.sum() * self.epochs)
+        return SLOWER[choice.quantize] * flops / (self.device.flops * EFFICIENCY[self.device.kind])
+
+
+def _reason(tried: list[Tried], chosen: Tried, limit: int) -> str:
+    """Why the settings are what they are."""
+    if not chosen.fits:
+        return f"nothing that was tried fits into {limit / GB:.1f} GB"
+    if len(tried) == 1:
+        return "the fastest settings fit"
+    first = tried[0]
+    return (
+        f"{first.choice} would need {first.memory.peak / GB:.1f} GB; this is the first of {len(tried)} choices, "
+        "fastest first, that fits"
+    )

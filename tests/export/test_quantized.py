@@ -1,0 +1,131 @@
+"""Runs on a 4- or 8-bit base: merged onto the original weights, or onto what quantization made of them."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+
+from lorafit.cli.main import main
+from lorafit.errors import ConfigError, ModelError
+from lorafit.export import export
+from lorafit.export.merged import proof, whole
+from lorafit.lora import load_adapter, merge_and_unload
+from lorafit.lora.base_weight import read_weight
+from lorafit.lora.layers import LoraLayer
+from lorafit.lora.state import lora_layers
+from lorafit.models import load_model, resolve
+
+
+def test_onto_the_original_weights(make_run, tmp_path: Path):
+    run = make_run("llama", quantize="nf4", shard="40KB", target_modules="all-linear")
+    exported = export(run, "merged", tmp_path / "merged")
+    base = load_model(resolve(run.recipe.model.name), dtype="fp32", device="cpu")
+    load_adapter(base, run.adapter)
+    expected = merge_and_unload(base).to(torch.bfloat16).state_dict()
+    found = AutoModelForCausalLM.from_pretrained(exported.directory, dtype="auto").state_dict()
+    assert all(torch.equal(found[name], value) for name, value in expected.items())
+    assert (exported.onto, exported.quantized, exported.dtype) == ("original", True, "bfloat16")
+    assert 0 < exported.merge_error < exported.tolerance
+    assert exported.max_logit_difference > 2 * exported.merge_error  # what quantization took
+    assert 0 < exported.mean_logit_difference < exported.max_logit_difference
+
+
+@pytest.mark.parametrize("quantize", ["nf4", "int8"])
+@pytest.mark.parametrize("targets", ["all-linear", ["q_proj", "lm_head"]])
+def test_onto_the_dequantized_weights(make_run, tmp_path: Path, quantize: str, targets):
+    run = make_run("llama", quantize=quantize, target_modules=targets)
+    exported = export(run, "merged", tmp_path / "merged", onto="dequantized")
+    model = run.load_model()[0]
+    adapted = dict(lora_layers(model))
+    written = load_file(exported.directory / "model.safetensors")
+    assert written.keys() == load_file(Path(run.recipe.model.name) / "model.safetensors").keys()
+    for name, value in written.items():
+        module = model.get_submodule(name.removesuffix(".weight"))
+        expected = read_weight(module) if isinstance(module, torch.nn.Linear) else module.weight
+        if isinstance(module, LoraLayer):
+            (A,), (B,) = module.lora_A.values(), module.lora_B.values()
+            expected = expected + 2 * B @ A
+        assert torch.allclose(value.float(), expected, rtol=2**-8, atol=0), name
+        assert value.dtype == torch.bfloat16
+    assert adapted and "quantization_config" not in json.loads((exported.directory / "config.json").read_text())
+    assert (exported.onto, exported.quantized) == ("dequantized", True)
+    assert exported.merge_error < exported.tolerance
+    if quantize == "nf4":
+        assert exported.max_logit_difference == pytest.approx(exported.merge_error, rel=0.1)
+
+
+def test_layers_without_an_adapter_are_compared_as_they_read(make_run):
+    """bitsandbytes rounds what it multiplies with 8-bit weights; the dequantized model does not."""
+    run = make_run("llama", quantize="int8", target_modules=["q_proj"])
+    model = run.load_model()[0]
+    rounded = proof.last_logits(model, [[5, 6, 7, 8]])
+    exact = proof.last_logits(whole.multiply_as_read(model), [[5, 6, 7, 8]])
+    dense = run.load_model(as_trained=False)[0]
+    for name, other in dense.named_modules():
+        if isinstance(other, torch.nn.Linear):
+            other.weight.data = read_weight(model.get_submodule(name))
+    expected = proof.last_logits(dense, [[5, 6, 7, 8]])
+    assert torch.allclose(exact[0], expected[0], rtol=0, atol=1e-4)
+    assert float((rounded[0] - expected[0]).abs().max()) > 1e-3
+
+
+def test_a_wrong_dequantized_merge_is_an_error(make_run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    run = make_run("llama", quantize="nf4", target_modules="all-linear")
+    monkeypatch.setattr(LoraLayer, "merged_weight", lambda layer, names: read_weight(layer))  # forgets the update
+    with pytest.raises(ModelError, match="is not the tuned model and was not kept"):
+        export(run, "merged", tmp_path / "merged", onto="dequantized")
+    assert not list(tmp_path.glob("*merged*"))
+
+
+def test_base_weights_that_do_not_fit(make_run, tmp_path: Path):
+    run = make_run("llama", target_modules=["q_proj"])
+    with pytest.raises(ConfigError, match=r"dequantized is for runs on a quantized base.* leave it out"):
+        export(run, "merged", tmp_path / "merged", onto="dequantized")
+    with pytest.raises(ConfigError, match="choose from original, dequantized"):
+        export(run, "merged", tmp_path / "merged", onto="quantized")
+
+
+@pytest.mark.parametrize("place", ["recipe.yaml", "adapter/adapter_config.json"])
+def test_loftq_belongs_to_the_dequantized_weights(make_run, tmp_path: Path, place: str):
+    """As lorafit says it, in the recipe, and as PEFT does, in the adapter."""
+    run = make_run("llama", quantize="nf4", target_modules="all-linear")
+    file = run.directory / place
+    text = file.read_text()
+    for key in ("init_lora_weights: true", '"init_lora_weights": true', '"init_lora_weights": false'):
+        text = text.replace(key, f"{key.rpartition(' ')[0]} {json.dumps('loftq')}")
+    assert "loftq" in text
+    file.write_text(text)
+    with pytest.raises(ConfigError, match=r"loftq: its adapter makes up .* Add --onto dequantized"):
+        export(run, "merged", tmp_path / "merged")
+    assert not list(tmp_path.glob("*merged*"))
+    if place == "recipe.yaml":
+        assert export(run, "merged", tmp_path / "merged", onto="dequantized").directory.is_dir()
+
+
+def test_a_base_that_is_stored_quantized(make_run, tmp_path: Path):
+    def quantize(base: Path) -> None:
+        model = AutoModelForCausalLM.from_pretrained(
+            base, dtype="float32", quantization_config=BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4")
+        )
+        model.save_pretrained(base)
+
+    run = make_run("llama", store=quantize, target_modules="all-linear")
+    with pytest.raises(ConfigError, match=r"is stored quantized, .* add --onto dequantized"):
+        export(run, "merged", tmp_path / "merged")
+    exported = export(run, "merged", tmp_path / "merged", onto="dequantized")
+    assert exported.merge_error < exported.tolerance and exported.dtype == "float32"
+
+
+def test_the_verb_prints_both_differences(make_run, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    run = make_run("llama", quantize="nf4", target_modules=["q_proj"])
+    command = ["export", str(run.directory), "--to", "merged", "--output-dir"]
+    assert main([*command, str(tmp_path / "original")]) == 0
+    text = " ".join(capsys.readouterr().out.split())
+    assert "differ from the tuned model's by at most" in text and "on average, over 2 prompts." in text
+    assert "From the adapter kept apart on the original weights they differ by at most" in text
+    assert main([*command, str(tmp_path / "dequantized"), "--onto", "dequantized", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["onto"] == "dequantized" and 0 < found["mean_logit_difference"] < found["max_logit_difference"]
