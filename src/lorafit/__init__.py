@@ -11,6 +11,7 @@ from lorafit.errors import (
     LorafitError,
     MissingExtraError,
     ModelError,
+    PlanError,
     RunError,
 )
 
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from lorafit.lora import (
         LoraConfig,
         PeftModel,
+        QuantizedMergeWarning,
         TaskType,
         TiedWeightsWarning,
         active_adapters,
@@ -29,6 +31,7 @@ if TYPE_CHECKING:
         get_peft_model,
         list_adapters,
         load_adapter,
+        loftq_init,
         merge,
         merge_and_unload,
         print_trainable_parameters,
@@ -51,6 +54,8 @@ __all__ = [
     "MissingExtraError",
     "ModelError",
     "PeftModel",
+    "PlanError",
+    "QuantizedMergeWarning",
     "RunError",
     "TaskType",
     "TiedWeightsWarning",
@@ -64,6 +69,7 @@ __all__ = [
     "get_peft_model",
     "list_adapters",
     "load_adapter",
+    "loftq_init",
     "merge",
     "merge_and_unload",
     "print_trainable_parameters",

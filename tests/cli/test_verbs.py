@@ -8,25 +8,11 @@ import sys
 from pathlib import Path
 
 import pytest
+from command_lines import run, run_json
 
-from lorafit.cli.main import main
 from lorafit.demo.emails import FIELDS
 from lorafit.demo.task import DEMO_RECIPE
 from lorafit.evaluate import read_samples
-
-
-def run(capsys: pytest.CaptureFixture[str], *arguments: object, code: int = 0) -> tuple[str, str]:
-    """Output and error output of a command line."""
-    capsys.readouterr()
-    assert main([str(argument) for argument in arguments]) == code
-    return capsys.readouterr()
-
-
-def run_json(capsys: pytest.CaptureFixture[str], *arguments: object, code: int = 0) -> dict:
-    """The one object on stdout."""
-    output = run(capsys, *arguments, "--json", code=code)[0]
-    assert output.count("\n") == 1
-    return json.loads(output)
 
 
 def test_train_writes_the_comparison(tiny_run: Path):

@@ -17,7 +17,6 @@ from lorafit.train.callbacks import ShowProgress
 from lorafit.train.loss import LabelLoss
 from lorafit.train.trainer import LoraTrainer
 
-
 QUIET = {"on_notice": lambda line: None}
 
 

@@ -10,7 +10,7 @@ from lorafit.lora import LoraConfig, attach, count_parameters
 from lorafit.models.quantize import quantization_config
 from lorafit.train import footprint
 from lorafit.train.attention import attention_by_document, can_attend_by_document
-from lorafit.train.footprint import Work, activations_of, head_bytes, weights_of
+from lorafit.train.footprint import Work, activations_of, weights_of
 from lorafit.train.norms import lean_norms
 
 TOKENS = 96
@@ -18,9 +18,8 @@ LAYERS = 5
 
 
 def work_of(model, *, fast=True, **settings) -> Work:
-    vocabulary = model.config.vocab_size if model.get_output_embeddings() is not None else 0
     lora = LoraConfig(r=4, target_modules="all-linear", **settings)
-    return Work(type(model), model.config, lora, torch.float32, "cpu", vocabulary, fast)
+    return Work(type(model), model.config, lora, torch.float32, True, fast)
 
 
 @pytest.mark.parametrize("kind", ["gpt2", "llama", "gemma3", "mamba"])
@@ -92,17 +91,10 @@ def test_dropout_and_what_is_computed_plainly_can_be_traced(fast):
 
 def test_an_encoder_that_classifies():
     config = BertConfig(hidden_size=32, intermediate_size=64, num_hidden_layers=3, num_attention_heads=4, vocab_size=50)
-    work = Work(BertForSequenceClassification, config, LoraConfig(task_type="SEQ_CLS"), torch.float32, "cpu", 0, True)
+    work = Work(BertForSequenceClassification, config, LoraConfig(task_type="SEQ_CLS"), torch.float32, False, True)
     weights = weights_of(work)
-    assert weights.trained > 0 and head_bytes(work, 100) == 0
+    assert weights.trained > 0
     assert activations_of(work, TOKENS, recompute=False).peak > TOKENS * 3 * (4 * 32 + 2 * 64) * 4
-
-
-def test_the_loss_never_holds_whole_logits_unless_computed_plainly():
-    model = tiny_model("llama", vocab_size=100_000)
-    whole = 1000 * 100_000 * 4
-    assert head_bytes(work_of(model), 1000) < whole / 20
-    assert head_bytes(work_of(model, fast=False), 1000) >= 3 * whole
 
 
 def test_a_model_that_needs_values_is_an_error_that_names_it(monkeypatch):

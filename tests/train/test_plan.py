@@ -1,3 +1,6 @@
+import functools
+import json
+
 import numpy as np
 import pytest
 import torch
@@ -10,8 +13,10 @@ from lorafit.lora import LoraConfig
 from lorafit.recipe import load_recipe
 from lorafit.train import devices
 from lorafit.train.devices import Device, known_device, usable_memory
-from lorafit.train.footprint import Work
-from lorafit.train.plan import Choice, Rows, make_plan
+from lorafit.train.facts import Facts, Rows
+from lorafit.train.footprint import Work, weights_of
+from lorafit.train.plan import Choice, make_plan
+from lorafit.train.planned import tracer
 
 GB = 10**9
 ROWS = Rows(np.full(320, 400), np.full(320, 150))
@@ -23,8 +28,24 @@ def work():
     sizes = {"hidden_size": 2048, "intermediate_size": 8192, "num_hidden_layers": 16, "vocab_size": 32_000}
     config = CONFIGS["llama"]()
     config.update({**sizes, "num_attention_heads": 32, "num_key_value_heads": 8, "head_dim": 64})
-    lora = LoraConfig(r=16, target_modules="all-linear")
-    return Work(LlamaForCausalLM, config, lora, torch.float32, "cpu", 32_000, True)
+    return Work(LlamaForCausalLM, config, LoraConfig(r=16, target_modules="all-linear"), torch.float32, True, True)
+
+
+@pytest.fixture(scope="module")
+def facts_for(work):
+    weights, traces = weights_of(work), {}
+
+    def make(rows=ROWS, **changes):
+        trace = traces.setdefault(int(rows.tokens.max()), functools.cache(tracer(work, rows)))
+        given = {"fast": True, "dtype": torch.float32, "device_type": "cpu", "stored": None, "program": PROGRAM}
+        return Facts(rows, weights, 2048, 32_000, trace=trace, **{**given, **changes})
+
+    return make
+
+
+@pytest.fixture(scope="module")
+def facts(facts_for):
+    return facts_for()
 
 
 def device(memory=16 * GB, kind="cpu") -> Device:
@@ -35,8 +56,8 @@ def recipe(*sets, **flags):
     return load_recipe(sets=list(sets), model="m", data="d.jsonl", **flags)
 
 
-def test_with_enough_memory_the_fastest_settings_are_taken(work):
-    plan = make_plan(recipe(), work, ROWS, device(), PROGRAM)
+def test_with_enough_memory_the_fastest_settings_are_taken(facts):
+    plan = make_plan(recipe(), facts, device())
     assert plan.fits and plan.chosen.choice == Choice("none", 1024, False) and len(plan.tried) == 1
     assert plan.why == "the fastest settings fit"
     assert plan.steps == 60 and plan.tokens == 3 * 320 * 400
@@ -44,12 +65,12 @@ def test_with_enough_memory_the_fastest_settings_are_taken(work):
     assert sum(parts.values()) == plan.to_dict()["predicted_peak_bytes"] and parts["program"] == PROGRAM
 
 
-def test_a_gpu_takes_more_at_once(work):
-    assert make_plan(recipe(), work, ROWS, device(80 * GB, "cuda"), 0).chosen.choice.token_budget == 8192
+def test_a_gpu_takes_more_at_once(facts):
+    assert make_plan(recipe(), facts, device(80 * GB, "cuda")).chosen.choice.token_budget == 8192
 
 
-def test_less_and_less_memory_costs_first_nothing_then_time_then_exactness(work):
-    everything = make_plan(recipe(memory="1kB"), work, ROWS, device(), PROGRAM)
+def test_less_and_less_memory_costs_first_nothing_then_time_then_exactness(facts):
+    everything = make_plan(recipe(memory="1kB"), facts, device())
     assert not everything.fits
     choices = [tried.choice for tried in everything.tried]
     assert [choice.quantize for choice in choices] == ["none"] * 6 + ["int8"] * 6 + ["nf4"] * 6
@@ -60,50 +81,54 @@ def test_less_and_less_memory_costs_first_nothing_then_time_then_exactness(work)
 
     for number, tried in enumerate(everything.tried):
         if all(peak > peaks[number] for peak in peaks[:number]):  # the first that needs so little
-            plan = make_plan(recipe(memory=f"{peaks[number] + 1}B"), work, ROWS, device(), PROGRAM)
+            plan = make_plan(recipe(memory=f"{peaks[number] + 1}B"), facts, device())
             assert plan.fits and plan.chosen.choice == tried.choice and len(plan.tried) == number + 1
             if number:
                 assert f"1,024 tokens at once would need {peaks[0] / GB:.1f} GB" in plan.why
 
 
-def test_what_the_recipe_says_is_kept(work):
+def test_what_the_recipe_says_is_kept(facts):
     said = ["model.quantize=none", "train.token_budget=700", "train.gradient_checkpointing=false"]
-    plan = make_plan(recipe(*said, memory="1kB"), work, ROWS, device(), PROGRAM)
+    plan = make_plan(recipe(*said, memory="1kB"), facts, device())
     assert [tried.choice for tried in plan.tried] == [Choice("none", 700, False)] and not plan.fits
 
 
-def test_the_refusal_says_what_is_needed_and_the_least_that_would_do(work):
-    plan = make_plan(recipe(memory="1.5GB"), work, ROWS, device(), PROGRAM)
+def test_the_refusal_says_what_is_needed_and_the_least_that_would_do(facts):
+    plan = make_plan(recipe(memory="1.5GB"), facts, device())
     text, least = str(plan.refusal()), min(plan.tried, key=lambda tried: tried.memory.peak)
     assert f"{plan.chosen.memory.peak / GB:.1f} GB and 1.5 GB may be used" in text
     assert f"The least that would do is {least.memory.peak / GB:.1f} GB, with {least.choice}" in text
     assert "--force" in text
 
 
-def test_the_plan_settles_every_auto(work):
+def test_the_plan_settles_every_auto(facts):
     start = recipe(memory="1kB")
-    settled = make_plan(start, work, ROWS, device(), PROGRAM).apply(start)
+    settled = make_plan(start, facts, device()).apply(start)
     assert (settled.model.quantize, settled.train.token_budget) == ("nf4", 512)
     assert settled.train.gradient_checkpointing is True
     assert settled.model_dump(exclude={"train", "model"}) == start.model_dump(exclude={"train", "model"})
 
 
-def test_every_part_grows_with_what_it_is_about(work):
-    def parts(*sets, rows=ROWS):
-        return make_plan(recipe(*sets), work, rows, device(1000 * GB), PROGRAM).chosen.memory
+def test_every_part_grows_with_what_it_is_about(facts_for):
+    def parts(*sets, **changes):
+        return make_plan(recipe(*sets), facts_for(**changes), device(1000 * GB)).chosen.memory
 
     first, larger = parts("train.token_budget=512"), parts("train.token_budget=1024")
     assert larger.activations == pytest.approx(2 * first.activations, rel=0.01)  # two rows and larger.head > first.head
     assert parts("model.quantize=nf4").weights < 0.5 * first.weights
     again = parts("train.token_budget=1024", "train.gradient_checkpointing=true")
     assert again.activations < 0.5 * larger.activations and again.margin > larger.margin
+    small = parts("train.optim=adamw_bnb_8bit").training
+    assert small == pytest.approx(larger.training * 10 / 16, rel=0.01)
+    stored = parts(stored="nf4")
+    assert stored.weights == parts("model.quantize=nf4").weights
     long = Rows(np.array([3000, 10]), np.array([10, 5]))
     assert parts("train.token_budget=512", rows=long).activations > 5 * first.activations
 
 
-def test_time_counts_epochs_recomputing_and_labels(work):
+def test_time_counts_epochs_recomputing_and_labels(facts_for):
     def seconds(*sets, rows=ROWS, **flags):
-        return make_plan(recipe(*sets, **flags), work, rows, device(), PROGRAM).chosen.seconds
+        return make_plan(recipe(*sets, **flags), facts_for(rows), device()).chosen.seconds
 
     once = seconds("train.num_train_epochs=1")
     assert seconds("train.num_train_epochs=2") == pytest.approx(2 * once)
@@ -156,3 +181,17 @@ def test_usable_memory_heeds_a_containers_limit(monkeypatch, tmp_path):
     used.write_text(f"{20_000_000}\n")
     own = devices.psutil.Process().memory_info().rss
     assert usable_memory() == pytest.approx(own + 30_000_000, rel=0.02)
+
+
+def test_the_loss_never_holds_whole_logits_unless_computed_plainly(facts_for):
+    whole = 1000 * 32_000 * 4
+    assert facts_for().head_bytes(1000) < whole / 3
+    assert facts_for(fast=False).head_bytes(1000) >= 3 * whole
+
+
+def test_facts_come_back_from_json_as_they_were(facts):
+    facts.activations_a_token(False)
+    again = Facts.from_dict(json.loads(json.dumps(facts.to_dict())), trace=lambda recompute: pytest.fail("traced"))
+    assert again.to_dict() == facts.to_dict()
+    settled = make_plan(recipe("train.gradient_checkpointing=false"), again, device())
+    assert settled.to_dict() == make_plan(recipe("train.gradient_checkpointing=false"), facts, device()).to_dict()

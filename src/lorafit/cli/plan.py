@@ -1,5 +1,6 @@
 """`lorafit plan`: what a training would take, before a weight is loaded."""
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -48,15 +49,11 @@ def plan(
             memory=memory,
         )
         with collection_paused():
-            from lorafit.models import load_tokenizer, resolve
             from lorafit.train.devices import known_device
-            from lorafit.train.planned import plan_run
-            from lorafit.train.tasks import TASKS
+            from lorafit.train.planned import plan_recipe
 
             elsewhere = None if device is None else known_device(device)
-            resolved = resolve(settings.model.name, revision=settings.model.revision, on_message=out.console.print)
-            tokenizer = load_tokenizer(resolved, trust_remote_code=settings.model.trust_remote_code)
-            rows = TASKS[settings.task].prepare(settings, tokenizer).train
-            made = plan_run(settings, resolved, rows, elsewhere)
-        show_plan(out.console, made, f"{settings.model.name}, {', '.join(settings.data.train_files)}", explain=explain)
+            made = plan_recipe(settings, elsewhere, on_message=lambda line: out.console.print(line, markup=False))
+        names = ", ".join(Path(file).name for file in settings.data.train_files)
+        show_plan(out.console, made, f"{settings.model.name}, {names}", explain=explain)
         out.result({**made.to_dict(), "tried": [tried.to_dict() for tried in made.tried]})

@@ -75,7 +75,7 @@ def show_plan(console: "Console", plan: "Plan", title: str, *, explain: bool) ->
     )
     console.print(
         f"Adapter: rank {plan.rank}, {weights.trained:,} parameters ({weights.trained / weights.all:.2%} of the "
-        f"model), {weights.training_bytes / 1e6:,.0f} MB while training, a file of {plan.adapter_file_bytes / 1e6:,.0f}"
+        f"model), {chosen.memory.training / 1e6:,.0f} MB while training, a file of {plan.adapter_file_bytes / 1e6:,.0f}"
         " MB; each grows in proportion to the rank.",
         markup=False,
     )

@@ -15,6 +15,7 @@ from lorafit.models.load import (
     pick_dtype,
 )
 from lorafit.models.original import original_weights
+from lorafit.models.quantize import stored_as
 from lorafit.models.resolve import ResolvedModel, resolve
 
 __all__ = [
@@ -29,4 +30,5 @@ __all__ = [
     "pick_device",
     "pick_dtype",
     "resolve",
+    "stored_as",
 ]

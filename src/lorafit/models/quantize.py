@@ -40,6 +40,14 @@ def quantization_config(quantize: Quantize, dtype: "torch.dtype") -> Any:
     )
 
 
+def stored_as(config: "PreTrainedConfig") -> str | None:
+    """How a checkpoint is quantized already, in bitsandbytes' names (nf4, fp4, int8); None for one that is not."""
+    stored = config.to_dict().get("quantization_config")
+    if not stored:
+        return None
+    return "int8" if stored.get("load_in_8bit") else stored.get("bnb_4bit_quant_type", "fp4")
+
+
 def is_quantized_already(config: "PreTrainedConfig", quantize: Quantize, reference: str) -> bool:
     """Whether a checkpoint was saved quantized, as its config says; it is then loaded as it is.
 
@@ -48,9 +56,9 @@ def is_quantized_already(config: "PreTrainedConfig", quantize: Quantize, referen
         MissingExtraError: bitsandbytes is not installed.
     """
     stored = config.to_dict().get("quantization_config")
-    if not stored:
+    bits = stored_as(config)
+    if not stored or bits is None:
         return False
-    bits = "int8" if stored.get("load_in_8bit") else stored.get("bnb_4bit_quant_type", "fp4")
     method = stored.get("quant_method", "bitsandbytes" if "load_in_8bit" in stored else "an unnamed method")
     if method != "bitsandbytes":
         raise ModelError(

@@ -26,7 +26,7 @@ from lorafit.train.memory import peak_memory_bytes, release_memory
 from lorafit.train.plan import Plan
 from lorafit.train.planned import plan_run
 from lorafit.train.run import Run, free_directory
-from lorafit.train.tasks import TASKS
+from lorafit.train.tasks import TASKS, check_optimizer
 from lorafit.train.trainer import LoraTrainer
 
 if TYPE_CHECKING:
@@ -92,6 +92,7 @@ def train(
     notice = on_notice or progress.print
     _check_trackers(recipe)
     run, reference = _existing(recipe) if resume else (None, recipe.model.name)
+    check_optimizer(recipe)
     resolved = resolve(reference, revision=recipe.model.revision, on_message=notice)
     if resolved.notice:
         notice(resolved.notice)

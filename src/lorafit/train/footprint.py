@@ -22,18 +22,14 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from lorafit.errors import PlanError
 from lorafit.kernels.document_attention import forget_masks
-from lorafit.kernels.linear_cross_entropy import block_for
 from lorafit.lora import LoraConfig, attach
 from lorafit.lora.graft import graft
 from lorafit.lora.plain import term_by_term
 from lorafit.train.attention import attention_by_document, can_attend_by_document
+from lorafit.train.facts import Activations, Weights
 from lorafit.train.norms import LeanRmsNorm
 
 FEW_LAYERS = (1, 2)
-OPTIMIZER_BYTES = 8  # AdamW's two averages of a parameter, float32
-TRIED_LABELS = 18  # of the documents that the fast path is tried on, with whole logits
-# bytes a weight: NF4 holds two in a byte, a scale of a byte for 64 of them and a float for 256 scales
-QUANTIZED_BYTES = {"nf4": 0.5 + 1 / 64 + 4 / (64 * 256), "int8": 1.0}
 
 
 @dataclass(frozen=True)
@@ -45,8 +41,7 @@ class Work:
         config: its config.
         lora: the adapter.
         dtype: of the weights and activations.
-        device_type: torch's, of where it is trained.
-        vocabulary: of the head; 0 where classes are told apart.
+        language_model: whether it predicts tokens; else it tells classes apart.
         fast: whether by lorafit's own way to compute, or by transformers'.
     """
 
@@ -54,8 +49,7 @@ class Work:
     config: PreTrainedConfig
     lora: LoraConfig
     dtype: torch.dtype
-    device_type: str
-    vocabulary: int
+    language_model: bool
     fast: bool
 
 
@@ -71,33 +65,6 @@ def _explained(work: Work) -> Iterator[None]:
         raise PlanError(f"the memory of a {work.model_class.__name__} cannot be predicted ({reason})") from error
 
 
-@dataclass(frozen=True)
-class Weights:
-    """Of a whole model with its adapter.
-
-    Attributes:
-        all: weights of the base model.
-        linear: those of them in linear layers that quantization takes.
-        trained: of the adapter, and of what is trained with it.
-        largest: in one tensor.
-    """
-
-    all: int
-    linear: int
-    trained: int
-    largest: int
-
-    def base_bytes(self, quantize: str, dtype: torch.dtype) -> int:
-        """Of the frozen weights, as they are held."""
-        width = dtype.itemsize
-        return int(self.linear * QUANTIZED_BYTES.get(quantize, width) + (self.all - self.linear) * width)
-
-    @property
-    def training_bytes(self) -> int:
-        """The trained parameters in float32, their gradients, and AdamW's averages."""
-        return self.trained * (4 + 4 + OPTIMIZER_BYTES)
-
-
 def weights_of(work: Work) -> Weights:
     """Count the weights of the whole model."""
     with _explained(work), FakeTensorMode(allow_non_fake_inputs=True):
@@ -109,23 +76,6 @@ def weights_of(work: Work) -> Weights:
         linear = sum(m.get_parameter("weight").numel() for m in model.modules() if _is_linear(m) and id(m) not in kept)
         largest = max(p.numel() for p in parameters if not p.requires_grad)
     return Weights(everything, linear, trained, largest)
-
-
-@dataclass(frozen=True)
-class Activations:
-    """Most memory in a forward and backward of the body, beyond the weights; all in bytes.
-
-    Attributes:
-        peak: with all layers.
-        layer: with a single one.
-    """
-
-    peak: float
-    layer: float
-
-    def times(self, factor: float) -> "Activations":
-        """Of so many times the tokens."""
-        return Activations(self.peak * factor, self.layer * factor)
 
 
 def activations_of(work: Work, length: int, *, recompute: bool) -> Activations:
@@ -143,23 +93,6 @@ def activations_of(work: Work, length: int, *, recompute: bool) -> Activations:
     return Activations(more + rest * max(more - few, 0) / (FEW_LAYERS[1] - FEW_LAYERS[0]), few)
 
 
-def head_bytes(work: Work, labels: int) -> int:
-    """Most memory that the loss of `labels` positions takes beyond what the body keeps."""
-    if not work.vocabulary:
-        return 0
-    config, width = work.config.get_text_config(), work.dtype.itemsize
-    if not work.fast:  # whole logits, their float32 copy, and the gradients of both
-        return labels * work.vocabulary * 2 * (width + 4)
-    rows, columns = block_for(labels, work.device_type)
-    logits = rows * min(columns, work.vocabulary) * (width + 4)
-    return labels * config.hidden_size * (4 + 4 + 2 * width) + logits
-
-
-def trial_bytes(work: Work, trained: int) -> int:
-    """Most memory that trying the fast path takes: whole logits of a few tokens, and the gradients of two ways."""
-    return TRIED_LABELS * work.vocabulary * 4 * 4 + 3 * 8 * trained if work.fast else 0
-
-
 def _trace(work: Work, length: int, layers: int, recompute: bool) -> int:
     with ExitStack() as stack:
         forget_masks()
@@ -175,9 +108,9 @@ def _trace(work: Work, length: int, layers: int, recompute: bool) -> int:
         elif can_attend_by_document(model):
             stack.enter_context(attention_by_document(model))
             inputs |= {"position_ids": batch, "document_lengths": (length,), "shared_prefix": 0}
-        body = model.get_decoder() if work.vocabulary else model.base_model
+        body = model.get_decoder() if work.language_model else model.base_model
         counted = stack.enter_context(_Allocated(model))
-        hidden = body(**inputs, **({"use_cache": False} if work.vocabulary else {})).last_hidden_state
+        hidden = body(**inputs, **({"use_cache": False} if work.language_model else {})).last_hidden_state
         hidden.backward(torch.empty_like(hidden))
         return counted.peak
 
@@ -194,7 +127,8 @@ def _model(work: Work, layers: int | None) -> PreTrainedModel:
     with _without_values():
         model = work.model_class._from_config(config, dtype=work.dtype)
     model.tie_weights()
-    attach(model, replace(work.lora, lora_dropout=0.0))  # its masks are drawn by a seed, which is a value
+    # dropout draws its masks by a seed, and LoftQ reads the weights: both are values
+    attach(model, replace(work.lora, lora_dropout=0.0, init_lora_weights=True))
     for module in list(model.modules()) if work.fast else ():
         if type(module).__name__.endswith("RMSNorm") and [p.ndim for p in module.parameters()] == [1]:
             lean = graft(module, LeanRmsNorm)

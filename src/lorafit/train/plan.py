@@ -1,6 +1,6 @@
 """Does it fit, and with which settings? Answered before a weight is loaded.
 
-Memory is the sum of its parts, each counted or traced (`footprint`); time is the work of a step over the machine's
+Memory is the sum of its parts, each counted or traced (`facts`, `footprint`); time is the work over the machine's
 speed. Where settings are left to us (auto), they are tried in order: what costs nothing first, then what costs time,
 then what changes the model a little.
 """
@@ -11,19 +11,14 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
-import numpy as np
-from datasets import Dataset
-
 from lorafit.errors import RunError
 from lorafit.recipe import Recipe
 from lorafit.recipe.kinds import bytes_of
-from lorafit.train.batches import IGNORED
 from lorafit.train.devices import EFFICIENCY, Device
-from lorafit.train.footprint import Activations, Weights, Work, activations_of, head_bytes, trial_bytes, weights_of
+from lorafit.train.facts import Facts, Weights
 
 GB = 10**9
 BUDGETS = {"cpu": (1024, 512, 256), "elsewhere": (8192, 4096, 2048, 1024, 512, 256)}
-TRACED_TOKENS = 512  # the most of a document that is traced; a longer one is in proportion
 # What allocators hold beyond what is asked of them, measured on Linux (benchmarks/results/memory.json): some, a share
 # of what is traced, and with checkpointing, which takes and gives back a layer's activations again and again, more.
 # Of large tensors (32 MiB) glibc keeps nothing, so that there is an end to it.
@@ -95,39 +90,6 @@ class Tried:
         """For `--json`."""
         peak = {"predicted_peak_bytes": self.memory.peak, "predicted_seconds": self.seconds, "fits": self.fits}
         return {**asdict(self.choice), **peak}
-
-
-@dataclass(frozen=True)
-class Rows:
-    """Sizes of the training rows, each array (rows,): tokens read, and labels."""
-
-    tokens: np.ndarray
-    labels: np.ndarray
-
-    @classmethod
-    def of(cls, rows: Dataset) -> "Rows":
-        """Read them from prepared rows."""
-        tokens, labels = [], []
-        for batch in rows.with_format("arrow").iter(1000):
-            ids, marks = (batch[name].combine_chunks() for name in ("input_ids", "labels"))  # type: ignore[call-overload, index, union-attr]
-            lengths = ids.value_lengths().to_numpy(zero_copy_only=False)
-            tokens.append(lengths)
-            ends = np.cumsum(marks.value_lengths().to_numpy(zero_copy_only=False))
-            trained = np.cumsum(marks.flatten().to_numpy(zero_copy_only=False) != IGNORED)
-            labels.append(np.diff(np.concatenate([[0], trained])[np.concatenate([[0], ends])]))
-        return cls(np.concatenate(tokens), np.concatenate(labels))
-
-    def heaviest(self, budget: int, rows: int) -> tuple[int, int]:
-        """Tokens and labels of the largest micro-batch: the longest rows that fit together."""
-        total = labels = count = 0
-        for index in np.argsort(-self.tokens, kind="stable"):
-            size = int(self.tokens[index])
-            if count and (total + size > budget or count == rows):
-                continue
-            total, labels, count = total + size, labels + int(self.labels[index]), count + 1
-            if total >= budget or count == rows:
-                break
-        return total, labels
 
 
 @dataclass(frozen=True)
@@ -210,20 +172,18 @@ class Plan:
         )
 
 
-def make_plan(recipe: Recipe, work: Work, rows: Rows, device: Device, program: int) -> Plan:
+def make_plan(recipe: Recipe, facts: Facts, device: Device) -> Plan:
     """Settle the recipe's auto settings so that training fits, fastest first.
 
     Args:
         recipe: the settings.
-        work: what is trained.
-        rows: the training rows' sizes.
+        facts: of the model and the rows.
         device: where it runs.
-        program: bytes of Python and its libraries; 0 on a device of its own.
     """
     limit = device.memory if recipe.train.memory is None else bytes_of(recipe.train.memory)
-    estimate = _Estimate(recipe, work, rows, device, program, limit)
+    estimate = _Estimate(recipe, facts, device, limit)
     tried: list[Tried] = []
-    for choice in _choices(recipe, device, rows):
+    for choice in _choices(recipe, facts, device):
         tried.append(estimate(choice))
         if tried[-1].fits:
             break
@@ -232,7 +192,7 @@ def make_plan(recipe: Recipe, work: Work, rows: Rows, device: Device, program: i
         device=device,
         limit=limit,
         chosen=chosen,
-        weights=estimate.weights,
+        weights=facts.weights,
         rank=recipe.lora.r,
         steps=estimate.steps,
         tokens=estimate.tokens,
@@ -241,63 +201,52 @@ def make_plan(recipe: Recipe, work: Work, rows: Rows, device: Device, program: i
     )
 
 
-def _choices(recipe: Recipe, device: Device, rows: Rows) -> Iterator[Choice]:
+def _choices(recipe: Recipe, facts: Facts, device: Device) -> Iterator[Choice]:
     """In the order of preference: unquantized, then without recomputing, then in large micro-batches."""
-    given, longest = recipe.train.token_budget, int(rows.tokens.max())
+    given, longest = recipe.train.token_budget, int(facts.rows.tokens.max())
     budgets = BUDGETS["cpu" if device.kind == "cpu" else "elsewhere"]
     useful = [budget for budget in budgets if budget > longest] + [longest] if given == "auto" else [given]
     recompute = recipe.train.gradient_checkpointing
     recomputes = (False, True) if recompute == "auto" else (recompute,)
     quantize = recipe.model.quantize
-    held = ("none", "int8", "nf4") if quantize == "auto" else (quantize,)
+    held = (("none", "int8", "nf4") if facts.stored is None else ("none",)) if quantize == "auto" else (quantize,)
     for kind, again, budget in itertools.product(held, recomputes, useful):
         yield Choice(kind, budget, again)
 
 
 class _Estimate:
-    """Memory and time of a choice; what several choices share is found once."""
+    """Memory and time of a choice."""
 
-    def __init__(self, recipe: Recipe, work: Work, rows: Rows, device: Device, program: int, limit: int) -> None:
-        self.recipe, self.work, self.rows, self.device = recipe, work, rows, device
-        self.program, self.limit = program, limit
-        self.weights = weights_of(self.work)
-        self._activations: dict[bool, Activations] = {}
-        train = recipe.train
-        self.rows_a_step = train.per_device_train_batch_size * train.gradient_accumulation_steps
-        count = len(rows.tokens)
-        in_epoch = math.ceil(count / self.rows_a_step)
+    def __init__(self, recipe: Recipe, facts: Facts, device: Device, limit: int) -> None:
+        self.facts, self.device, self.limit = facts, device, limit
+        train = self.train = recipe.train
+        rows_a_step = train.per_device_train_batch_size * train.gradient_accumulation_steps
+        in_epoch = math.ceil(len(facts.rows.tokens) / rows_a_step)
         self.steps = train.max_steps if train.max_steps > 0 else math.ceil(train.num_train_epochs * in_epoch)
         self.epochs = self.steps / in_epoch
-        self.tokens = int(rows.tokens.sum() * self.epochs)
+        self.tokens = int(facts.rows.tokens.sum() * self.epochs)
 
     def __call__(self, choice: Choice) -> Tried:
-        weights = self.weights
-        batch = self.recipe.train.per_device_train_batch_size
-        tokens, labels = self.rows.heaviest(choice.token_budget, batch)
-        activations = self.activations_a_token(choice.gradient_checkpointing).times(tokens)
+        facts, recompute = self.facts, choice.gradient_checkpointing
+        tokens, labels = facts.rows.heaviest(choice.token_budget, self.train.per_device_train_batch_size)
+        activations = facts.activations_a_token(recompute).times(tokens)
         peak = int(activations.peak)
-        head = max(head_bytes(self.work, labels), trial_bytes(self.work, weights.trained) - peak)
-        base = weights.base_bytes(choice.quantize, self.work.dtype)
-        margin = SPARE_BYTES + SPARE_SHARE * (peak + head + weights.training_bytes)
-        margin += min(SPARE_LAYERS * activations.layer, MOST_SPARE) if choice.gradient_checkpointing else 0
+        head = max(facts.head_bytes(labels), facts.trial_bytes - peak)
+        base = facts.weights.base_bytes(facts.stored or choice.quantize, facts.dtype)
+        training = facts.weights.training_bytes(self.train.optim)
+        margin = SPARE_BYTES + SPARE_SHARE * (peak + head + training)
+        margin += min(SPARE_LAYERS * activations.layer, MOST_SPARE) if recompute else 0
         margin += 0 if choice.quantize == "none" else READ_BYTES
-        loading = self.program + base + self.weights.largest * self.work.dtype.itemsize
-        memory = Memory(self.program, base, weights.training_bytes, peak, head, int(margin), loading)
+        loading = facts.program + base + facts.weights.largest * facts.dtype.itemsize
+        memory = Memory(facts.program, base, training, peak, head, int(margin), loading)
         return Tried(choice, memory, self.seconds(choice), memory.peak <= self.limit)
-
-    def activations_a_token(self, recompute: bool) -> Activations:
-        if recompute not in self._activations:
-            length = min(int(self.rows.tokens.max()), TRACED_TOKENS)
-            whole = activations_of(self.work, length, recompute=recompute)
-            self._activations[recompute] = whole.times(1 / length)
-        return self._activations[recompute]
 
     def seconds(self, choice: Choice) -> float:
         """4 FLOPs a token for each weight of the frozen layers, 6 for the adapter's, 4 a label for the head's."""
-        weights = self.weights
-        body = 4 * weights.linear * (RECOMPUTED if choice.gradient_checkpointing else 1) + 6 * weights.trained
-        head = 4 * self.work.vocabulary * self.work.config.get_text_config().hidden_size
-        flops = body * self.tokens + head * int(self.rows.labels.sum() * self.epochs)
+        facts = self.facts
+        body = 4 * facts.weights.linear * (RECOMPUTED if choice.gradient_checkpointing else 1)
+        head = 4 * facts.vocabulary * facts.hidden_size * int(facts.rows.labels.sum() * self.epochs)
+        flops = (body + 6 * facts.weights.trained) * self.tokens + head
         return SLOWER[choice.quantize] * flops / (self.device.flops * EFFICIENCY[self.device.kind])
 
 

@@ -1,28 +1,26 @@
 """The plan of a recipe: what is trained, on which rows, on this machine or another."""
 
-from typing import Literal
+from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import psutil
-from datasets import Dataset
-from transformers import PreTrainedConfig
 
-from lorafit.models import ResolvedModel, architecture, dtype_on, pick_device
+from lorafit.models import ResolvedModel, architecture, dtype_on, pick_device, resolve, stored_as
 from lorafit.recipe import Recipe
 from lorafit.train.devices import Device, this_device
-from lorafit.train.footprint import Work
-from lorafit.train.plan import Plan, Rows, make_plan
-from lorafit.train.tasks import lora_config
+from lorafit.train.facts import Activations, Facts, Rows
+from lorafit.train.plan import Plan, make_plan
+from lorafit.train.remembered import place_of, recall, remember
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+    from lorafit.train.footprint import Work
+
+TRACED_TOKENS = 512  # the most of a document that is traced; a longer one is in proportion
 
 
-def quantized_as(config: PreTrainedConfig) -> Literal["nf4", "int8"] | None:
-    """How bitsandbytes has quantized a checkpoint already; None for one that is not."""
-    settings = config.to_dict().get("quantization_config") or {}
-    if settings.get("quant_method") != "bitsandbytes":
-        return None
-    return "nf4" if settings.get("load_in_4bit") else "int8"
-
-
-def plan_run(recipe: Recipe, resolved: ResolvedModel, rows: Dataset, device: Device | None = None) -> Plan:
+def plan_run(recipe: Recipe, resolved: ResolvedModel, rows: "Dataset", device: Device | None = None) -> Plan:
     """Predict memory and time, and settle what the recipe leaves to us.
 
     Args:
@@ -34,21 +32,96 @@ def plan_run(recipe: Recipe, resolved: ResolvedModel, rows: Dataset, device: Dev
     Raises:
         PlanError: The model's code is not transformers' own, or cannot be traced without weights.
     """
-    if device is None:
-        place = pick_device(recipe.model.device)
-        device = this_device(place, dtype_on(recipe.model.dtype, place))
+    device = device or device_of(recipe)
+    return make_plan(recipe, facts_of(recipe, resolved, rows, device), device)
+
+
+def plan_recipe(recipe: Recipe, device: Device | None = None, *, on_message: Callable[[str], None]) -> Plan:
+    """The same from the recipe alone: model and rows are found and prepared, unless an earlier plan has done so.
+
+    Args:
+        recipe: the settings.
+        device: another machine's; None is the one at hand.
+        on_message: takes a line for the user before long work.
+
+    Raises:
+        LorafitError: Anything wrong with settings, rows or model.
+    """
+    resolved = resolve(recipe.model.name, revision=recipe.model.revision, on_message=on_message)
+    device = device or device_of(recipe)
+    place = place_of(recipe, resolved, device)
+    known = recall(place)
+    if known is None:
+        facts = facts_of(recipe, resolved, _training_rows(recipe, resolved), device)
+    else:
+
+        def trace(recompute: bool) -> Activations:
+            return tracer(work_of(recipe, resolved, device), facts.rows)(recompute)
+
+        facts = Facts.from_dict(known, trace)
+    plan = make_plan(recipe, facts, device)
+    if facts.to_dict() != known:
+        remember(place, facts.to_dict())
+    return plan
+
+
+def _training_rows(recipe: Recipe, resolved: ResolvedModel) -> "Dataset":
+    from lorafit.models import load_tokenizer
+    from lorafit.train.tasks import TASKS
+
+    tokenizer = load_tokenizer(resolved, trust_remote_code=recipe.model.trust_remote_code)
+    return TASKS[recipe.task].prepare(recipe, tokenizer).train
+
+
+def device_of(recipe: Recipe) -> Device:
+    """The machine at hand, as the recipe uses it."""
+    place = pick_device(recipe.model.device)
+    return this_device(place, dtype_on(recipe.model.dtype, place))
+
+
+def facts_of(recipe: Recipe, resolved: ResolvedModel, rows: "Dataset", device: Device) -> Facts:
+    """What a plan follows from.
+
+    Raises:
+        PlanError: See `plan_run`.
+    """
+    from lorafit.train.footprint import weights_of
+
+    work = work_of(recipe, resolved, device)
+    text, sizes = work.config.get_text_config(), Rows.of(rows)
+    return Facts(
+        rows=sizes,
+        weights=weights_of(work),
+        hidden_size=text.hidden_size,
+        vocabulary=text.vocab_size if work.language_model else 0,
+        fast=work.fast,
+        dtype=work.dtype,
+        device_type=device.kind,
+        stored=stored_as(work.config),
+        program=psutil.Process().memory_info().rss if device.kind == "cpu" else 0,
+        trace=tracer(work, sizes),
+    )
+
+
+def work_of(recipe: Recipe, resolved: ResolvedModel, device: Device) -> "Work":
+    """What the recipe trains."""
+    from lorafit.train.footprint import Work
+    from lorafit.train.tasks import lora_config
+
     config, model_class = architecture(resolved, recipe.task, trust_remote_code=recipe.model.trust_remote_code)
-    stored = quantized_as(config)
-    if stored is not None and recipe.model.quantize == "auto":
-        recipe = recipe.model_copy(update={"model": recipe.model.model_copy(update={"quantize": stored})})
-    work = Work(
+    return Work(
         model_class=model_class,
         config=config,
         lora=lora_config(recipe),
         dtype=device.dtype,
-        device_type=device.kind,
-        vocabulary=config.get_text_config().vocab_size if recipe.task == "sft" else 0,
+        language_model=recipe.task == "sft",
         fast=recipe.train.fast,
     )
-    program = psutil.Process().memory_info().rss if device.kind == "cpu" else 0
-    return make_plan(recipe, work, Rows.of(rows), device, program)
+
+
+def tracer(work: "Work", rows: Rows) -> Callable[[bool], Activations]:
+    """Finds what a token of these rows takes."""
+    from lorafit.train.footprint import activations_of
+
+    length = min(int(rows.tokens.max()), TRACED_TOKENS)
+    return lambda recompute: activations_of(work, length, recompute=recompute).times(1 / length)

@@ -60,7 +60,6 @@ class TextGeneration:
 
     def prepare(self, recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> Prepared:
         """Conversations and texts as tokens."""
-        check_optimizer(recipe)
         return prepare_rows(recipe, tokenizer)
 
     def adapted_model(self, resolved: ResolvedModel, recipe: Recipe, tokenizer: Any, rows: Prepared) -> PreTrainedModel:
@@ -89,7 +88,6 @@ class Classification:
 
     def prepare(self, recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> PreparedClasses:
         """Labelled texts as tokens."""
-        check_optimizer(recipe)
         return prepare_classes(recipe, tokenizer)
 
     def adapted_model(

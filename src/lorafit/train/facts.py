@@ -1,0 +1,176 @@
+"""What a plan is made of: sizes of the model, its activations and the rows; numbers, which JSON can keep."""
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from lorafit.kernels.linear_cross_entropy import block_for
+from lorafit.train.batches import IGNORED
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+# bytes a weight: NF4 holds two in a byte, a scale of a byte for 64 of them and a float for 256 scales
+_FOUR_BITS = 0.5 + 1 / 64 + 4 / (64 * 256)
+QUANTIZED_BYTES = {"nf4": _FOUR_BITS, "fp4": _FOUR_BITS, "int8": 1.0}
+# bytes a trained weight for AdamW's two averages: float32, or 8 bits with a float scale for 256 of them
+OPTIMIZER_BYTES = {"adamw_bnb_8bit": 2 + 2 * 4 / 256, "paged_adamw_8bit": 2 + 2 * 4 / 256}
+FLOAT_BYTES = 4
+TRIED_LABELS = 18  # of the documents that the fast path is tried on, with whole logits
+
+
+@dataclass(frozen=True)
+class Weights:
+    """Of a whole model with its adapter, counted.
+
+    Attributes:
+        all: weights of the base model.
+        linear: those of them in linear layers that quantization takes.
+        trained: of the adapter, and of what is trained with it.
+        largest: in one tensor.
+    """
+
+    all: int
+    linear: int
+    trained: int
+    largest: int
+
+    def base_bytes(self, quantize: str, dtype: torch.dtype) -> int:
+        """Of the frozen weights, as they are held."""
+        width = dtype.itemsize
+        return int(self.linear * QUANTIZED_BYTES.get(quantize, width) + (self.all - self.linear) * width)
+
+    def training_bytes(self, optim: str) -> int:
+        """The trained weights and their gradients in float32, and the optimizer's averages."""
+        return int(self.trained * (2 * FLOAT_BYTES + OPTIMIZER_BYTES.get(optim, 2 * FLOAT_BYTES)))
+
+
+@dataclass(frozen=True)
+class Activations:
+    """Most memory in a forward and backward of the body, beyond the weights; all in bytes.
+
+    Attributes:
+        peak: with all layers.
+        layer: with a single one.
+    """
+
+    peak: float
+    layer: float
+
+    def times(self, factor: float) -> "Activations":
+        """Of so many times the tokens."""
+        return Activations(self.peak * factor, self.layer * factor)
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Sizes of the training rows, each array (rows,): tokens read, and labels."""
+
+    tokens: np.ndarray
+    labels: np.ndarray
+
+    @classmethod
+    def of(cls, rows: "Dataset") -> "Rows":
+        """Read them from prepared rows."""
+        tokens, labels = [], []
+        for batch in rows.with_format("arrow").iter(1000):
+            ids, marks = (batch[name].combine_chunks() for name in ("input_ids", "labels"))  # type: ignore[call-overload, index, union-attr]
+            tokens.append(ids.value_lengths().to_numpy(zero_copy_only=False))
+            ends = np.cumsum(marks.value_lengths().to_numpy(zero_copy_only=False))
+            trained = np.cumsum(marks.flatten().to_numpy(zero_copy_only=False) != IGNORED)
+            labels.append(np.diff(np.concatenate([[0], trained])[np.concatenate([[0], ends])]))
+        return cls(np.concatenate(tokens), np.concatenate(labels))
+
+    def heaviest(self, budget: int, rows: int) -> tuple[int, int]:
+        """Tokens and labels of the largest micro-batch: the longest rows that fit together."""
+        total = labels = count = 0
+        for index in np.argsort(-self.tokens, kind="stable"):
+            size = int(self.tokens[index])
+            if count and (total + size > budget or count == rows):
+                continue
+            total, labels, count = total + size, labels + int(self.labels[index]), count + 1
+            if total >= budget or count == rows:
+                break
+        return total, labels
+
+
+@dataclass
+class Facts:
+    """All that memory and time follow from, but the settings that a plan may choose.
+
+    Attributes:
+        rows: to train on.
+        weights: of the model.
+        hidden_size: of the hidden states that the head reads.
+        vocabulary: of the head; 0 where classes are told apart.
+        fast: whether computed by lorafit's own way, or by transformers'.
+        dtype: of the weights and activations.
+        device_type: torch's.
+        stored: how the checkpoint is quantized already; None for one that is not.
+        program: bytes of Python and its libraries, tokenizer and rows; 0 on a device of its own.
+        trace: finds the activations a token, with or without recomputing them.
+        traced: what it has found.
+    """
+
+    rows: Rows
+    weights: Weights
+    hidden_size: int
+    vocabulary: int
+    fast: bool
+    dtype: torch.dtype
+    device_type: str
+    stored: str | None
+    program: int
+    trace: Callable[[bool], Activations]
+    traced: dict[bool, Activations] = field(default_factory=dict)
+
+    def activations_a_token(self, recompute: bool) -> Activations:
+        """Of each token in a micro-batch."""
+        if recompute not in self.traced:
+            self.traced[recompute] = self.trace(recompute)
+        return self.traced[recompute]
+
+    def head_bytes(self, labels: int) -> int:
+        """Most memory that the loss of `labels` positions takes beyond what the body keeps."""
+        width = self.dtype.itemsize
+        if not self.fast:  # whole logits, their float32 copy, and the gradients of both
+            return labels * self.vocabulary * 2 * (width + FLOAT_BYTES)
+        if not self.vocabulary:
+            return 0
+        rows, columns = block_for(labels, self.device_type)
+        logits = rows * min(columns, self.vocabulary) * (width + FLOAT_BYTES)
+        return labels * self.hidden_size * (2 * FLOAT_BYTES + 2 * width) + logits
+
+    @property
+    def trial_bytes(self) -> int:
+        """Most memory that trying the fast path takes: whole logits of a few tokens, the gradients of two ways."""
+        return TRIED_LABELS * self.vocabulary * 4 * FLOAT_BYTES + 3 * 8 * self.weights.trained if self.fast else 0
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON values."""
+        return {
+            "rows": {"tokens": self.rows.tokens.tolist(), "labels": self.rows.labels.tolist()},
+            "weights": asdict(self.weights),
+            "hidden_size": self.hidden_size,
+            "vocabulary": self.vocabulary,
+            "fast": self.fast,
+            "dtype": str(self.dtype).removeprefix("torch."),
+            "device_type": self.device_type,
+            "stored": self.stored,
+            "program": self.program,
+            "traced": {str(recompute): asdict(found) for recompute, found in self.traced.items()},
+        }
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any], trace: Callable[[bool], Activations]) -> "Facts":
+        """What `to_dict` gave."""
+        traced = {name == "True": Activations(**found) for name, found in values["traced"].items()}
+        rows = Rows(**{name: np.array(sizes, dtype=np.int64) for name, sizes in values["rows"].items()})
+        kept = {
+            name: values[name] for name in ("hidden_size", "vocabulary", "fast", "device_type", "stored", "program")
+        }
+        weights, dtype = Weights(**values["weights"]), getattr(torch, values["dtype"])
+        return cls(rows=rows, weights=weights, dtype=dtype, trace=trace, traced=traced, **kept)

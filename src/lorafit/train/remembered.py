@@ -1,0 +1,75 @@
+"""Facts that a plan has found, kept for the next: the same question is answered without reading tokenizer or rows.
+
+A file `plans/KEY.json` in lorafit's cache. The key is a SHA-256 of the bytes of the rows' files and of the model's
+small files, the settings that facts depend on, the code of this package and the versions of those it calls.
+"""
+
+import hashlib
+import json
+from functools import cache
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import lorafit
+from lorafit.models import ResolvedModel
+from lorafit.models.cache import cache_directory, sha256
+from lorafit.recipe import Recipe
+from lorafit.train.devices import Device
+from lorafit.train.run import write_atomically
+
+PACKAGES = ("torch", "transformers", "tokenizers", "jinja2", "datasets")
+CHOSEN = {"memory", "token_budget", "gradient_checkpointing", "optim"}  # by the plan itself, or reckoned by it
+SMALL = (".json", ".jinja", ".model", ".txt")  # of a model: config and tokenizer
+KEPT = 200  # files; the least recently written go first
+
+
+def place_of(recipe: Recipe, resolved: ResolvedModel, device: Device) -> Path | None:
+    """Where the facts lie, or will lie; None where they are not kept.
+
+    That is: rows or a model from the hub, whose content is not known from here, and `data.cache: false`.
+    """
+    files = [Path(file) for file in (*recipe.data.train_files, *recipe.data.validation_files)]
+    if not recipe.data.cache or resolved.kind == "hub" or not all(file.is_file() for file in files):
+        return None
+    small = sorted(
+        file for file in Path(resolved.path).iterdir() if file.suffix in (".json", ".jinja", ".model", ".txt")
+    )
+    settings = recipe.model_dump(exclude={"output_dir": True, "evaluate": True, "train": CHOSEN})
+    settings["model"].pop("quantize")
+    parts: list[Any] = [
+        settings,
+        [str(device.dtype), device.kind],
+        [[file.suffix, sha256(file)] for file in files],
+        [[file.name, sha256(file)] for file in small],
+        _code(),
+        {name: version(name) for name in PACKAGES},
+    ]
+    key = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+    return cache_directory() / "plans" / f"{key}.json"
+
+
+def recall(place: Path | None) -> dict[str, Any] | None:
+    """What `remember` kept; None where nothing is, or nothing that can be read."""
+    if place is None or not place.is_file():
+        return None
+    try:
+        return json.loads(place.read_text(encoding="utf-8"))
+    except ValueError:  # damaged: found again
+        return None
+
+
+def remember(place: Path | None, facts: dict[str, Any]) -> None:
+    """Keep facts, readable by their owner alone, as they tell the rows' lengths."""
+    if place is None:
+        return
+    place.parent.mkdir(parents=True, exist_ok=True)
+    place.parent.chmod(0o700)
+    write_atomically(place, json.dumps(facts))
+    for old in sorted(place.parent.glob("*.json"), key=lambda file: -file.stat().st_mtime)[KEPT:]:
+        old.unlink(missing_ok=True)
+
+
+@cache
+def _code() -> str:
+    return sha256(*sorted(Path(lorafit.__file__).parent.rglob("*.py")))
