@@ -21,7 +21,7 @@ from pathlib import Path
 from peers import machine
 
 RESULTS = Path(__file__).parent / "results"
-ROWS, VOCABULARY = 16, 8000
+ROWS, VOCABULARY = 10, 8000
 GEMMA, LLAMA = "demo:gemma-3-270m", "llama-160m"  # the latter of random weights, made here
 UNDER, OFF = 0.05, 0.10  # asked: no prediction further below, none further off
 
@@ -84,7 +84,7 @@ def compare(arguments) -> None:
         folder = Path(name)
         rows = json.loads(arguments.data.read_text(encoding="utf-8"))
         longest = sorted(rows, key=lambda row: -len(json.dumps(row)))  # some long ones, most of usual length
-        (folder / "rows.json").write_text(json.dumps(longest[20:28] + rows[: ROWS - 8]), encoding="utf-8")
+        (folder / "rows.json").write_text(json.dumps(longest[20:25] + rows[: ROWS - 5]), encoding="utf-8")
         (folder / "held_out.json").write_text(json.dumps(rows[-4:]), encoding="utf-8")
         worker("llama", folder)
         for number, setting in enumerate(SETTINGS):
@@ -96,7 +96,7 @@ def compare(arguments) -> None:
             points.append(
                 {**asdict(setting), "planned": planned, "measured": measured, "parts": record["plan"]["parts"]}
             )
-            print(f"{number:2} {setting}: {planned / 1e9:.2f} planned, {measured / 1e9:.2f} GB, {off(points[-1]):+.1%}")
+            print(f"{number:2} {setting}: {planned / 1e9:.2f} planned, {measured / 1e9:.2f} GB, {off(points[-1]):+.1%}", flush=True)
             shutil.rmtree(folder / "run")
     if not arguments.only:
         report = {"machine": machine(), "points": points, "worst": max(map(abs, map(off, points)))}

@@ -1,10 +1,16 @@
-"""Kinds of values that several settings share, and how they may be written."""
+"""What sections of settings share: their base, kinds of values, and how they may be written."""
 
 import os.path
 import re
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BeforeValidator, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
+
+
+class Settings(BaseModel):
+    """One section: no unknown key, no silent conversion ("3" is not 3, true is not 1), no later change."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False, validate_default=True)
 
 
 def one_or_list(value: Any) -> Any:

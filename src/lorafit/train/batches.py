@@ -169,6 +169,8 @@ class StepCollator:
         documents = sorted(map(self.document, rows), key=len, reverse=True)
         groups = self._packs(documents) if self.packed else self._sheets(documents)
         micro_batches = [pack(group, share_prefix=self.share_prefix) if self.packed else pad(group) for group in groups]
+        # the largest first: what it gives back has room for the others (measured: 3.5 GB in place of 4.0 to 4.2)
+        micro_batches.sort(key=lambda batch: -batch.input_ids.numel())
         return {
             "micro_batches": micro_batches,
             "tokens": sum(len(row["input_ids"]) for row in rows),

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 _FOUR_BITS = 0.5 + 1 / 64 + 4 / (64 * 256)
 QUANTIZED_BYTES = {"nf4": _FOUR_BITS, "fp4": _FOUR_BITS, "int8": 1.0}
 # bytes a trained weight for AdamW's two averages: float32, or 8 bits with a float scale for 256 of them
-OPTIMIZER_BYTES = {"adamw_bnb_8bit": 2 + 2 * 4 / 256, "paged_adamw_8bit": 2 + 2 * 4 / 256}
+OPTIMIZER_BYTES: dict[str, float] = dict.fromkeys(("adamw_bnb_8bit", "adamw_8bit", "paged_adamw_8bit"), 2 + 2 * 4 / 256)
 FLOAT_BYTES = 4
 TRIED_LABELS = 18  # of the documents that the fast path is tried on, with whole logits
 
