@@ -96,7 +96,8 @@ def compare(arguments) -> None:
             points.append(
                 {**asdict(setting), "planned": planned, "measured": measured, "parts": record["plan"]["parts"]}
             )
-            print(f"{number:2} {setting}: {planned / 1e9:.2f} planned, {measured / 1e9:.2f} GB, {off(points[-1]):+.1%}", flush=True)
+            sizes = f"{planned / 1e9:.2f} planned, {measured / 1e9:.2f} GB"
+            print(f"{number:2} {setting}: {sizes}, {off(points[-1]):+.1%}", flush=True)
             shutil.rmtree(folder / "run")
     if not arguments.only:
         report = {"machine": machine(), "points": points, "worst": max(map(abs, map(off, points)))}

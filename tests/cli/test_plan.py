@@ -42,9 +42,9 @@ def test_json_has_the_peak_and_its_parts(capsys: pytest.CaptureFixture[str], com
 def test_another_machine_and_other_memory(capsys: pytest.CaptureFixture[str], command):
     there = run_json(capsys, *command, "--device", "a100-40gb")
     assert there["device"] == "a100-40gb" and there["parts"]["program"] == 0 and there["token_budget"] == 8192
-    small = run_json(capsys, *command, "--memory", "100MB")
+    small = run_json(capsys, *command, "--memory", "100MB", code=1)
     assert small["limit_bytes"] == 100_000_000 and not small["fits"] and len(small["tried"]) > 10
-    output = " ".join(run(capsys, *command, "--memory", "100MB")[0].split())
+    output = " ".join(run(capsys, *command, "--memory", "100MB", code=1)[0].split())
     assert "Does not fit" in output and "The least that would do is" in output
     assert "such as 8GB" in run(capsys, *command, "--memory", "lots", code=2)[1]
     assert "choose from t4-16gb" in run(capsys, *command, "--device", "abacus", code=2)[1]
@@ -60,7 +60,7 @@ def test_the_same_question_again_reads_no_rows_and_traces_nothing(
     assert {k: v for k, v in again.items() if k not in changing} == {
         k: v for k, v in first.items() if k not in changing
     }
-    more = run_json(capsys, *command, "--memory", "1kB")  # what was not traced yet is traced now
+    more = run_json(capsys, *command, "--memory", "1kB", code=1)  # what was not traced yet is traced now
     assert any(tried["gradient_checkpointing"] for tried in more["tried"])
     monkeypatch.undo()
     other = run_json(capsys, *command, "--set", "lora.r=32")

@@ -129,3 +129,11 @@ def test_the_verb_prints_both_differences(make_run, tmp_path: Path, capsys: pyte
     assert main([*command, str(tmp_path / "dequantized"), "--onto", "dequantized", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert found["onto"] == "dequantized" and 0 < found["mean_logit_difference"] < found["max_logit_difference"]
+
+
+def test_gpt2_lays_its_weights_out_the_other_way_round(make_run, tmp_path: Path):
+    run = make_run("gpt2", quantize="nf4", target_modules="all-linear")
+    exported = export(run, "merged", tmp_path / "merged", onto="dequantized")
+    assert exported.merge_error < exported.tolerance
+    again = AutoModelForCausalLM.from_pretrained(exported.directory)
+    assert again.transformer.h[0].attn.c_attn.weight.shape == (64, 192)

@@ -3,9 +3,11 @@ import torch
 from tiny_classifiers import CLASSIFIERS, class_rows, tiny_classifier
 from torch import nn
 from torch.nn import functional as F
+from transformers import BertConfig, BertModel
 from transformers.models.bert.modeling_bert import BertLayer
 
 from lorafit.lora import LoraConfig, attach
+from lorafit.models import load_classifier, resolve
 from lorafit.train.batches import StepCollator
 from lorafit.train.classification import ClassificationLoss
 from lorafit.train.fast import PLAIN, choose_fast_path
@@ -129,3 +131,19 @@ def test_dropout_still_drops():
         assert torch.equal(still, loss(batch))
         model.train()
         assert not torch.equal(loss(batch), loss(batch))
+
+
+@pytest.mark.parametrize("quantize", ["nf4", "int8"])
+def test_the_head_of_a_classifier_is_never_quantized(tmp_path, quantize):
+    """BERT's has a bias, by which transformers' own choice of what stays whole misses it."""
+    config = BertConfig(
+        hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=4, vocab_size=50
+    )
+    BertModel(config).save_pretrained(tmp_path)
+    model, fresh = load_classifier(resolve(str(tmp_path)), ["a", "b"], dtype="fp32", quantize=quantize)
+    assert "classifier" in fresh and type(model.classifier) is torch.nn.Linear
+    assert type(model.bert.encoder.layer[0].attention.self.query).__module__.startswith("bitsandbytes")
+    ids = torch.tensor([[3, 4, 5]])
+    loss = model(ids, labels=torch.tensor([1])).loss
+    loss.backward()
+    assert model.classifier.weight.grad.abs().sum() > 0

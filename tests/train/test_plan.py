@@ -37,7 +37,14 @@ def facts_for(work):
 
     def make(rows=ROWS, **changes):
         trace = traces.setdefault(int(rows.tokens.max()), functools.cache(tracer(work, rows)))
-        given = {"fast": True, "dtype": torch.float32, "device_type": "cpu", "stored": None, "program": PROGRAM}
+        given = {
+            "whole_logits": False,
+            "fast": True,
+            "dtype": torch.float32,
+            "device_type": "cpu",
+            "stored": None,
+            "program": PROGRAM,
+        }
         return Facts(rows, weights, 2048, 32_000, trace=trace, **{**given, **changes})
 
     return make
@@ -85,6 +92,10 @@ def test_less_and_less_memory_costs_first_nothing_then_time_then_exactness(facts
             assert plan.fits and plan.chosen.choice == tried.choice and len(plan.tried) == number + 1
             if number:
                 assert f"1,024 tokens at once would need {peaks[0] / GB:.1f} GB" in plan.why
+
+
+def test_a_recipe_cannot_ask_for_more_memory_than_there_is(facts):
+    assert make_plan(recipe(memory="64GB"), facts, device(16 * GB)).limit == 16 * GB
 
 
 def test_what_the_recipe_says_is_kept(facts):
@@ -186,7 +197,7 @@ def test_usable_memory_heeds_a_containers_limit(monkeypatch, tmp_path):
 def test_the_loss_never_holds_whole_logits_unless_computed_plainly(facts_for):
     whole = 1000 * 32_000 * 4
     assert facts_for().head_bytes(1000) < whole / 3
-    assert facts_for(fast=False).head_bytes(1000) >= 3 * whole
+    assert facts_for(whole_logits=True).head_bytes(1000) >= 3 * whole
 
 
 def test_facts_come_back_from_json_as_they_were(facts):

@@ -18,6 +18,8 @@ from lorafit.cli.options import (
 from lorafit.cli.output import open_output
 from lorafit.cli.show_plan import show_plan
 
+DOES_NOT_FIT = 1  # exit code
+
 
 def plan(
     recipe: RecipeArgument = None,
@@ -56,4 +58,8 @@ def plan(
             made = plan_recipe(settings, elsewhere, on_message=lambda line: out.console.print(line, markup=False))
         names = ", ".join(Path(file).name for file in settings.data.train_files)
         show_plan(out.console, made, f"{settings.model.name}, {names}", explain=explain)
+        for note in settings.recipe_notes:
+            out.console.print(note, style="dim", markup=False)
         out.result({**made.to_dict(), "tried": [tried.to_dict() for tried in made.tried]})
+        if not made.fits:
+            raise typer.Exit(DOES_NOT_FIT)

@@ -15,7 +15,7 @@ from lorafit.models.load import (
     pick_dtype,
 )
 from lorafit.models.original import original_weights
-from lorafit.models.quantize import stored_as
+from lorafit.models.quantize import is_quantized_already, stored_as
 from lorafit.models.resolve import ResolvedModel, resolve
 
 __all__ = [
@@ -23,6 +23,7 @@ __all__ = [
     "architecture",
     "context_length",
     "dtype_on",
+    "is_quantized_already",
     "load_classifier",
     "load_model",
     "load_tokenizer",

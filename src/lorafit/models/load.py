@@ -28,6 +28,9 @@ if TYPE_CHECKING:
 
 Dtype = Literal["auto", "bf16", "fp32", "fp16"]
 
+# transformers' names of what stands on the body of a classifier: trained whole, so never quantized
+CLASSIFIER_HEADS = ["classifier", "pre_classifier", "score", "pooler", "head"]
+
 _PAD_NAMES = ("<pad>", "[PAD]", "<|pad|>", "<|padding|>", "<PAD>", "<|finetune_right_pad_id|>", "<|vision_pad|>")
 _SPARE = re.compile(r"reserved|unused|placeholder|extra_0|dummy", re.IGNORECASE)
 
@@ -138,7 +141,7 @@ def load_classifier(
 
     place = pick_device(device)
     torch_dtype = dtype_on(dtype, place)
-    placement = _placement(place, quantize, torch_dtype)
+    placement = _placement(place, quantize, torch_dtype, keep=CLASSIFIER_HEADS)
     with _explained(resolved, "classifier"), without_load_report():
         config = AutoConfig.from_pretrained(resolved.path, trust_remote_code=trust_remote_code, **_source(resolved))
         if is_quantized_already(config, quantize, resolved.reference):
@@ -252,9 +255,11 @@ def dtype_on(dtype: "Dtype | torch.dtype", device: "torch.device") -> "torch.dty
     return pick_dtype(device) if dtype == "auto" else names[dtype]
 
 
-def _placement(device: "torch.device", quantize: Quantize, dtype: "torch.dtype") -> dict[str, Any]:
+def _placement(
+    device: "torch.device", quantize: Quantize, dtype: "torch.dtype", keep: list[str] | None = None
+) -> dict[str, Any]:
     """Arguments of `from_pretrained` that say where the weights go, and in which form."""
-    quantization = quantization_config(quantize, dtype)
+    quantization = quantization_config(quantize, dtype, keep)
     device_map = None if device.type == "cpu" and quantization is None else {"": device}
     return {"device_map": device_map, "quantization_config": quantization}
 

@@ -17,8 +17,10 @@ Quantize = Literal["none", "nf4", "int8"]
 MOSTLY = 0.5  # of the weights: a model of which less can be quantized gains too little
 
 
-def quantization_config(quantize: Quantize, dtype: "torch.dtype") -> Any:
+def quantization_config(quantize: Quantize, dtype: "torch.dtype", keep: list[str] | None = None) -> Any:
     """What transformers' `from_pretrained` takes to load the weights this way; None for "none".
+
+    `keep` names modules that stay whole; None leaves the choice to transformers: the output head.
 
     nf4 is QLoRA's: blocks of 64 values on a scale each, the scales quantized too (arXiv 2305.14314, section 3).
 
@@ -34,9 +36,13 @@ def quantization_config(quantize: Quantize, dtype: "torch.dtype") -> Any:
     from transformers import BitsAndBytesConfig
 
     if quantize == "int8":
-        return BitsAndBytesConfig(load_in_8bit=True)
+        return BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=keep)
     return BitsAndBytesConfig(
-        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=dtype
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=dtype,
+        llm_int8_skip_modules=keep,
     )
 
 

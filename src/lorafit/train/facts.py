@@ -85,9 +85,12 @@ class Rows:
         return cls(np.concatenate(tokens), np.concatenate(labels))
 
     def heaviest(self, budget: int, rows: int) -> tuple[int, int]:
-        """Tokens and labels of the largest micro-batch: the longest rows that fit together."""
+        """Most tokens, and most labels, of a micro-batch: the longest rows, or the most labelled, that fit."""
+        return self._packed(self.tokens, budget, rows)[0], self._packed(self.labels, budget, rows)[1]
+
+    def _packed(self, by: np.ndarray, budget: int, rows: int) -> tuple[int, int]:
         total = labels = count = 0
-        for index in np.argsort(-self.tokens, kind="stable"):
+        for index in np.argsort(-by, kind="stable"):
             size = int(self.tokens[index])
             if count and (total + size > budget or count == rows):
                 continue
@@ -106,6 +109,7 @@ class Facts:
         weights: of the model.
         hidden_size: of the hidden states that the head reads.
         vocabulary: of the head; 0 where classes are told apart.
+        whole_logits: whether logits are made whole: the head is trained, or computed by transformers' own way.
         fast: whether computed by lorafit's own way, or by transformers'.
         dtype: of the weights and activations.
         device_type: torch's.
@@ -119,6 +123,7 @@ class Facts:
     weights: Weights
     hidden_size: int
     vocabulary: int
+    whole_logits: bool
     fast: bool
     dtype: torch.dtype
     device_type: str
@@ -136,7 +141,7 @@ class Facts:
     def head_bytes(self, labels: int) -> int:
         """Most memory that the loss of `labels` positions takes beyond what the body keeps."""
         width = self.dtype.itemsize
-        if not self.fast:  # whole logits, their float32 copy, and the gradients of both
+        if self.whole_logits:  # with their float32 copy, and the gradients of both
             return labels * self.vocabulary * 2 * (width + FLOAT_BYTES)
         if not self.vocabulary:
             return 0
@@ -156,6 +161,7 @@ class Facts:
             "weights": asdict(self.weights),
             "hidden_size": self.hidden_size,
             "vocabulary": self.vocabulary,
+            "whole_logits": self.whole_logits,
             "fast": self.fast,
             "dtype": str(self.dtype).removeprefix("torch."),
             "device_type": self.device_type,
@@ -169,8 +175,7 @@ class Facts:
         """What `to_dict` gave."""
         traced = {name == "True": Activations(**found) for name, found in values["traced"].items()}
         rows = Rows(**{name: np.array(sizes, dtype=np.int64) for name, sizes in values["rows"].items()})
-        kept = {
-            name: values[name] for name in ("hidden_size", "vocabulary", "fast", "device_type", "stored", "program")
-        }
+        plain = "hidden_size", "vocabulary", "whole_logits", "fast", "device_type", "stored", "program"
+        kept = {name: values[name] for name in plain}
         weights, dtype = Weights(**values["weights"]), getattr(torch, values["dtype"])
         return cls(rows=rows, weights=weights, dtype=dtype, trace=trace, traced=traced, **kept)

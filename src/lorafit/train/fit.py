@@ -172,21 +172,21 @@ class _Fit:
         Each time it does run out, the next smaller settings are taken; they do not change the result.
         """
         while True:
-            trainer = build()
-            if trainer.args.device.type not in REHEARSED:
-                return trainer
+            trainer = None
             try:
-                with self.fast.on(trainer.loss):
-                    trainer.rehearse()
+                trainer = build()
+                if trainer.args.device.type in REHEARSED:
+                    with self.fast.on(trainer.loss):
+                        trainer.rehearse()
                 return trainer
-            except torch.OutOfMemoryError:
+            except torch.OutOfMemoryError as error:
                 settings, longest = self.recipe.train, longest_row(self.prepared.train)
                 if settings.tokens_at_once > longest:
                     change: dict[str, Any] = {"token_budget": max(settings.tokens_at_once // 2, longest)}
                 elif not settings.recomputes:
                     change = {"gradient_checkpointing": True}
                 else:
-                    raise
+                    raise _too_little_memory(self.recipe) from error
             del trainer
             release_memory()
             self.recipe = self.recipe.model_copy(update={"train": settings.model_copy(update=change)})
@@ -295,6 +295,8 @@ def _planned(
     try:
         plan = plan_run(recipe, resolved, rows)
     except PlanError as reason:
+        if recipe.train.memory is not None and not force:
+            raise PlanError(f"{reason}, so train.memory cannot be held: leave it out, or add --force") from reason
         notice(f"No plan of memory: {reason}.")
         return recipe, None
     if not (plan.fits or force):

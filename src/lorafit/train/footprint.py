@@ -78,6 +78,13 @@ def weights_of(work: Work) -> Weights:
     return Weights(everything, linear, trained, largest)
 
 
+def trains_head(work: Work) -> bool:
+    """Whether the output head is adapted or trained whole, so that its logits are not made in blocks."""
+    with _explained(work), FakeTensorMode(allow_non_fake_inputs=True):
+        head = _model(work, layers=1).get_output_embeddings()
+        return head is not None and any(parameter.requires_grad for parameter in head.parameters())
+
+
 def activations_of(work: Work, length: int, *, recompute: bool) -> Activations:
     """What one document takes; other documents in the batch add as much for each of their tokens.
 

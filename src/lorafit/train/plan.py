@@ -180,7 +180,7 @@ def make_plan(recipe: Recipe, facts: Facts, device: Device) -> Plan:
         facts: of the model and the rows.
         device: where it runs.
     """
-    limit = device.memory if recipe.train.memory is None else bytes_of(recipe.train.memory)
+    limit = device.memory if recipe.train.memory is None else min(bytes_of(recipe.train.memory), device.memory)
     estimate = _Estimate(recipe, facts, device, limit)
     tried: list[Tried] = []
     for choice in _choices(recipe, facts, device):
@@ -236,7 +236,9 @@ class _Estimate:
         training = facts.weights.training_bytes(self.train.optim)
         margin = SPARE_BYTES + SPARE_SHARE * (peak + head + training)
         margin += min(SPARE_LAYERS * activations.layer, MOST_SPARE) if recompute else 0
-        margin += 0 if choice.quantize == "none" else READ_BYTES
+        if (facts.stored or choice.quantize) != "none":  # read in blocks on a processor, whole on a device
+            whole = facts.weights.largest * (4 + facts.dtype.itemsize)
+            margin += READ_BYTES if self.device.kind == "cpu" else whole
         loading = facts.program + base + facts.weights.largest * facts.dtype.itemsize
         memory = Memory(facts.program, base, training, peak, head, int(margin), loading)
         return Tried(choice, memory, self.seconds(choice), memory.peak <= self.limit)
@@ -257,7 +259,5 @@ def _reason(tried: list[Tried], chosen: Tried, limit: int) -> str:
     if len(tried) == 1:
         return "the fastest settings fit"
     first = tried[0]
-    return (
-        f"{first.choice} would need {first.memory.peak / GB:.1f} GB; this is the first of {len(tried)} choices, "
-        "fastest first, that fits"
-    )
+    needed = f"{first.choice} would need {first.memory.peak / GB:.1f} GB"
+    return f"{needed}; this is the first of {len(tried)} choices that fits"

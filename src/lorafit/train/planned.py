@@ -4,8 +4,10 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import psutil
+import torch
 
-from lorafit.models import ResolvedModel, architecture, dtype_on, pick_device, resolve, stored_as
+from lorafit.errors import ConfigError, PlanError
+from lorafit.models import ResolvedModel, architecture, dtype_on, is_quantized_already, pick_device, resolve, stored_as
 from lorafit.recipe import Recipe
 from lorafit.train.devices import Device, this_device
 from lorafit.train.facts import Activations, Facts, Rows
@@ -48,7 +50,7 @@ def plan_recipe(recipe: Recipe, device: Device | None = None, *, on_message: Cal
         LorafitError: Anything wrong with settings, rows or model.
     """
     resolved = resolve(recipe.model.name, revision=recipe.model.revision, on_message=on_message)
-    device = device or device_of(recipe)
+    device = device_of(recipe) if device is None else in_dtype_of(device, recipe)
     place = place_of(recipe, resolved, device)
     known = recall(place)
     if known is None:
@@ -79,21 +81,40 @@ def device_of(recipe: Recipe) -> Device:
     return this_device(place, dtype_on(recipe.model.dtype, place))
 
 
+def in_dtype_of(device: Device, recipe: Recipe) -> Device:
+    """A known device that computes in the recipe's dtype.
+
+    Raises:
+        ConfigError: The table has no speed for it.
+    """
+    names = {"bf16": torch.bfloat16, "fp32": torch.float32, "fp16": torch.float16}
+    if recipe.model.dtype == "auto" or names[recipe.model.dtype] == device.dtype:
+        return device
+    own = next(name for name, dtype in names.items() if dtype == device.dtype)
+    raise ConfigError(
+        f"the table has {device.name}'s speed in {own}, which lorafit takes there, and not in {recipe.model.dtype}: "
+        "leave model.dtype auto"
+    )
+
+
 def facts_of(recipe: Recipe, resolved: ResolvedModel, rows: "Dataset", device: Device) -> Facts:
     """What a plan follows from.
 
     Raises:
         PlanError: See `plan_run`.
     """
-    from lorafit.train.footprint import weights_of
+    from lorafit.train.footprint import trains_head, weights_of
 
-    work = work_of(recipe, resolved, device)
-    text, sizes = work.config.get_text_config(), Rows.of(rows)
+    work, sizes = work_of(recipe, resolved, device), Rows.of(rows)
+    text = work.config.get_text_config()
+    if missing := [name for name in ("hidden_size", "vocab_size", "num_hidden_layers") if not hasattr(text, name)]:
+        raise PlanError(f"the config of {resolved.reference} does not tell its {', '.join(missing)}")
     return Facts(
         rows=sizes,
         weights=weights_of(work),
         hidden_size=text.hidden_size,
         vocabulary=text.vocab_size if work.language_model else 0,
+        whole_logits=not work.fast or trains_head(work),
         fast=work.fast,
         dtype=work.dtype,
         device_type=device.kind,
@@ -109,6 +130,8 @@ def work_of(recipe: Recipe, resolved: ResolvedModel, device: Device) -> "Work":
     from lorafit.train.tasks import lora_config
 
     config, model_class = architecture(resolved, recipe.task, trust_remote_code=recipe.model.trust_remote_code)
+    asked = recipe.model.quantize
+    is_quantized_already(config, "none" if asked == "auto" else asked, resolved.reference)  # or else an error
     return Work(
         model_class=model_class,
         config=config,

@@ -6,6 +6,7 @@ small files, the settings that facts depend on, the code of this package and the
 
 import hashlib
 import json
+import logging
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
@@ -18,6 +19,7 @@ from lorafit.recipe import Recipe
 from lorafit.train.devices import Device
 from lorafit.train.run import write_atomically
 
+_log = logging.getLogger(__name__)
 PACKAGES = ("torch", "transformers", "tokenizers", "jinja2", "datasets")
 CHOSEN = {"memory", "token_budget", "gradient_checkpointing", "optim"}  # by the plan itself, or reckoned by it
 SMALL = (".json", ".jinja", ".model", ".txt")  # of a model: config and tokenizer
@@ -63,9 +65,13 @@ def remember(place: Path | None, facts: dict[str, Any]) -> None:
     """Keep facts, readable by their owner alone, as they tell the rows' lengths."""
     if place is None:
         return
-    place.parent.mkdir(parents=True, exist_ok=True)
-    place.parent.chmod(0o700)
-    write_atomically(place, json.dumps(facts))
+    try:
+        place.parent.mkdir(parents=True, exist_ok=True)
+        place.parent.chmod(0o700)
+        write_atomically(place, json.dumps(facts))
+    except OSError as error:
+        _log.warning("The plan's facts are not kept: %s: %s", error.strerror, place)
+        return
     for old in sorted(place.parent.glob("*.json"), key=lambda file: -file.stat().st_mtime)[KEPT:]:
         old.unlink(missing_ok=True)
 

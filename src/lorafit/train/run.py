@@ -211,7 +211,7 @@ class Run:
         model = load_model(resolved, **loading)
         load_adapter(model, self.adapter)
         source = (self.adapter / "chat_template.jinja").read_text(encoding="utf-8")
-        if merge and loading["quantize"] == "none":
+        if merge and not getattr(model, "is_quantized", False):  # set by transformers where it has loaded it so
             merge_and_unload(model)  # in place
         return model.eval(), tokenizer, Template(tokenizer, source)
 

@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.pytorch_utils import Conv1D
 
 from lorafit.data import Template
 from lorafit.export.merged.proof import dtype_of
@@ -41,15 +42,24 @@ def write_dequantized(model: PreTrainedModel, run: Run, directory: Path) -> PreT
     dtype = _base_dtype(run, model)
     for name, layer in list(lora_layers(model)):
         if is_quantized(layer):
-            merged = layer.merged_weight(layer.lora_active).to(dtype)
-            dense = nn.Linear(merged.shape[1], merged.shape[0], bias=False, device="meta")
-            dense.weight = nn.Parameter(merged, requires_grad=False)
-            dense.register_parameter("bias", layer._parameters["bias"])
-            model.set_submodule(name, dense)
+            model.set_submodule(name, _dense(layer, layer.merged_weight(layer.lora_active).to(dtype)))
     quantizer: Any = model.hf_quantizer
     quantizer.remove_quantization_config(model)
     stored_so = "quantization_config" in base_config(run)  # its names cannot be turned back into those of dense weights
     return _write(merge_and_unload(model), dtype, directory, save_original_format=not stored_so)
+
+
+def _dense(layer: Any, weight: Tensor) -> nn.Module:
+    """The layer that transformers had before it quantized it, with this weight (out, in)."""
+    outputs, inputs = weight.shape
+    with torch.device("meta"):
+        if issubclass(layer.source_cls, Conv1D):  # GPT-2's, which holds it the other way round
+            dense, weight = Conv1D(outputs, inputs), weight.T.contiguous()
+        else:
+            dense = nn.Linear(inputs, outputs)
+    dense.register_parameter("weight", nn.Parameter(weight, requires_grad=False))
+    dense.register_parameter("bias", layer._parameters["bias"])
+    return dense
 
 
 def quantized_layers(model: PreTrainedModel) -> list[nn.Linear]:
