@@ -22,7 +22,7 @@ BUDGETS = {"cpu": (1024, 512, 256), "elsewhere": (8192, 4096, 2048, 1024, 512, 2
 # What allocators hold beyond what is asked of them, measured on Linux (benchmarks/results/memory.json): some, a share
 # of what is traced, and with checkpointing, which takes and gives back a layer's activations again and again, more.
 # Of large tensors (32 MiB) glibc keeps nothing, so that there is an end to it.
-SPARE_BYTES, SPARE_SHARE, SPARE_LAYERS, MOST_SPARE = 48 * 2**20, 0.07, 2, 256 * 2**20
+SPARE_BYTES, SPARE_SHARE, SPARE_LAYERS, MOST_SPARE = 48 * 2**20, 0.07, 3, 512 * 2**20
 READ_BYTES = 16 * 2**20  # of a quantized weight at a time
 SLOWER = {"none": 1.0, "int8": 1.05, "nf4": 1.1}  # a step beside unquantized weights
 RECOMPUTED = 1.5  # work of the body, forward once more
