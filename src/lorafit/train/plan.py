@@ -173,7 +173,7 @@ class Plan:
 
 
 def make_plan(recipe: Recipe, facts: Facts, device: Device) -> Plan:
-    """Settle the recipe's auto settings so that training fits, fastest first.
+    """Settle the recipe's auto settings so that training fits, in the order of `_choices`.
 
     Args:
         recipe: the settings.

@@ -34,9 +34,7 @@ def place_of(recipe: Recipe, resolved: ResolvedModel, device: Device) -> Path | 
     files = [Path(file) for file in (*recipe.data.train_files, *recipe.data.validation_files)]
     if not recipe.data.cache or resolved.kind == "hub" or not all(file.is_file() for file in files):
         return None
-    small = sorted(
-        file for file in Path(resolved.path).iterdir() if file.suffix in (".json", ".jinja", ".model", ".txt")
-    )
+    small = sorted(file for file in Path(resolved.path).iterdir() if file.suffix in SMALL)
     settings = recipe.model_dump(exclude={"output_dir": True, "evaluate": True, "train": CHOSEN})
     settings["model"].pop("quantize")
     parts: list[Any] = [
