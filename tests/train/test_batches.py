@@ -88,3 +88,9 @@ def test_the_budget_counts_a_shared_beginning_once():
     assert len(StepCollator(64, 16)(rows)["micro_batches"]) == 6
     (shared,) = StepCollator(64, 16, share_prefix=True)(rows)["micro_batches"]
     assert shared.shared_prefix == 51 and shared.document_lengths == (1,) * 6 and shared.input_ids.shape == (1, 57)
+
+
+def test_the_largest_micro_batch_comes_first():
+    rows = [{"input_ids": [5] * n, "labels": [5] * n} for n in (11, 10, 7)]  # the last token is only predicted
+    step = StepCollator(token_budget=15, rows=9)(rows)
+    assert [batch.input_ids.numel() for batch in step["micro_batches"]] == [15, 10]
