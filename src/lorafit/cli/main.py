@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 import lorafit
+from lorafit.allocator import use_huge_pages
 from lorafit.cli import chat, demo, eval, export, generate, init, plan, train
 from lorafit.cli.options import INTERRUPTED
 from lorafit.cli.output import print_json
@@ -57,6 +58,7 @@ def main(arguments: list[str] | None = None) -> int:
         exception is a bug and keeps its traceback.
     """
     arguments = sys.argv[1:] if arguments is None else arguments
+    use_huge_pages()
     for stream in (sys.stdout, sys.stderr):  # a character that the terminal's encoding lacks must not end a run
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from urllib.parse import urlsplit
 from urllib.request import getproxies
 
+from lorafit.allocator import give_back_at_once
 from lorafit.collection import collection_paused
 from lorafit.errors import ConfigError, LorafitError, MissingExtraError, ModelError, PlanError
 from lorafit.models.quantize import (
@@ -260,6 +261,8 @@ def _placement(
 ) -> dict[str, Any]:
     """Arguments of `from_pretrained` that say where the weights go, and in which form."""
     quantization = quantization_config(quantize, dtype, keep)
+    if quantization is not None and device.type == "cpu":
+        give_back_at_once()  # each tensor, after it was quantized
     device_map = None if device.type == "cpu" and quantization is None else {"": device}
     return {"device_map": device_map, "quantization_config": quantization}
 

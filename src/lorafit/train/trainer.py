@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader
 from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_callback import PrinterCallback
 
+from lorafit.allocator import give_back_at_once
 from lorafit.errors import RunError
 from lorafit.lora import restore_adapter
 from lorafit.lora.trainer_bridge import adapters_pointed_out
@@ -93,6 +94,8 @@ class LoraTrainer(Trainer):
         self.settings, self.loss, self.checkpoints = settings, loss, checkpoints
         self.causal_lm, self.held_out = model, held_out  # as they came, typed
         self.counters = Counters()
+        if settings.recomputes and model.device.type == "cpu":
+            give_back_at_once()
         self.steps = ShuffledSteps(
             len(train), settings.per_device_train_batch_size * settings.gradient_accumulation_steps, settings.seed
         )

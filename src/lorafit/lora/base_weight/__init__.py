@@ -16,7 +16,7 @@ from torch import Tensor
 
 from lorafit.errors import AdapterError
 
-CACHED_WEIGHTS = 2**22  # of a block on the CPU: 16 MB in float32, which the allocator gives out again and again
+CACHED_WEIGHTS = 2**22  # of a block on the CPU: 16 MB in float32
 
 
 @functools.cache

@@ -1,0 +1,50 @@
+import os
+import subprocess
+import sys
+
+import pytest
+
+PINNED = """
+import sys
+if sys.argv[1] == "give back":
+    from lorafit.allocator import give_back_at_once
+    give_back_at_once()
+import psutil, torch
+mebibytes = lambda: psutil.Process().memory_info().rss / 2**20
+del (first := [torch.ones(2**21)])[:]  # freed, 8 MB: from here on glibc keeps pieces of that size
+before = mebibytes()
+many = [torch.ones(2**21) for _ in range(40)]
+del many[:-1]  # the last lies above the others
+print(mebibytes() - before)
+"""
+PAGES = """
+import lorafit.cli.main as cli, os
+try:
+    cli.main(["--version"])
+finally:
+    print(os.environ.get("THP_MEM_ALLOC_ENABLE"))
+"""
+glibc = pytest.mark.skipif(sys.platform != "linux", reason="about glibc")
+
+
+def run(code: str, *words: str, **environment: str) -> str:
+    done = subprocess.run(
+        [sys.executable, "-c", code, *words], capture_output=True, text=True, check=True, env=os.environ | environment
+    )
+    return done.stdout.split()[-1]
+
+
+@glibc
+def test_what_is_freed_between_tensors_in_use_is_given_back():
+    assert float(run(PINNED, "give back")) < 40  # 8 in use
+
+
+@glibc
+def test_a_threshold_of_the_user_stays():
+    assert float(run(PINNED, "give back", MALLOC_MMAP_THRESHOLD_=str(2**25))) > 200
+
+
+@glibc
+def test_the_command_line_asks_torch_for_huge_pages_unless_told_otherwise():
+    assert run(PAGES) == "1"
+    assert run(PAGES, THP_MEM_ALLOC_ENABLE="0") == "0"
