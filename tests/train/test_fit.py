@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import os
 import random
@@ -14,6 +15,7 @@ from lorafit.lora import disabled
 from lorafit.recipe import load_recipe
 from lorafit.train import Run, train
 from lorafit.train.callbacks import ShowProgress
+from lorafit.train.devices import this_device
 from lorafit.train.loss import LabelLoss
 from lorafit.train.trainer import LoraTrainer
 
@@ -243,6 +245,19 @@ def test_a_plan_that_does_not_fit_refuses_and_leaves_nothing_unless_forced(base,
     monkeypatch.undo()
     train(small, force=True, **QUIET)
     assert Run.open(tmp_path / "run").record["plan"]["fits"] is False
+
+
+def test_a_run_that_no_longer_fits_is_not_taken_up_unless_forced(base, rows, tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        interrupt(patch, 2)
+        run = train(recipe(base("llama"), rows, tmp_path / "run"), **QUIET).run
+    before, settings = run.record, run.recipe
+    little = dataclasses.replace(this_device(torch.device("cpu"), torch.float32), memory=10**8)
+    monkeypatch.setattr("lorafit.train.planned.this_device", lambda *args: little)
+    with pytest.raises(RunError, match=r"0\.1 GB may be used.*--force"):
+        train(settings, resume=True, **QUIET)
+    assert Run.open(run.directory).record == before
+    assert train(settings, resume=True, force=True, **QUIET).run.record["state"] == "finished"
 
 
 def test_without_a_plan_training_goes_on_and_says_so(base, rows, tmp_path, monkeypatch):

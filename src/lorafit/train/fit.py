@@ -78,7 +78,8 @@ def train(
             of a run that never stopped.
         force: start even where the plan says that memory does not suffice.
         on_summary: called with the summary of the rows before the model is loaded.
-        on_plan: called with what the run will take, before the model is loaded; not when resuming.
+        on_plan: called with what the run will take, before the model is loaded. A run that goes on keeps its settings;
+            the plan then tells whether they fit into the memory of now.
         on_notice: called with each line worth knowing; by default they go where the progress goes, to stderr.
 
     Returns:
@@ -100,16 +101,16 @@ def train(
     prepared = TASKS[recipe.task].prepare(recipe, tokenizer)
     on_summary(prepared.summary)
     rows = {"rows_sha256": fingerprint(prepared.train), "summary": prepared.summary.to_dict()}
-    if run is None:
-        recipe, plan = _planned(recipe, resolved, prepared.train, notice, force)
-        if plan is not None:
-            on_plan(plan)
-        run, recipe = _start(recipe, resolved, rows, plan)
-    elif run.record["data"]["rows_sha256"] != rows["rows_sha256"]:
+    if run is not None and run.record["data"]["rows_sha256"] != rows["rows_sha256"]:
         raise RunError(
             f"the training rows are not those {run.directory} was started with; resuming would mix two data sets. "
             "Restore the files, or start a new run with another --output-dir"
         )
+    planned, plan = _planned(recipe, resolved, prepared.train, notice, force)
+    if plan is not None:
+        on_plan(plan)
+    if run is None:
+        run, recipe = _start(planned, resolved, rows, plan)
     run.update(state="running", error=None)
     try:
         return _Fit(run, recipe, resolved, tokenizer, prepared, progress, notice).run_all(resume)
