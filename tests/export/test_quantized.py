@@ -137,3 +137,19 @@ def test_gpt2_lays_its_weights_out_the_other_way_round(make_run, tmp_path: Path)
     assert exported.merge_error < exported.tolerance
     again = AutoModelForCausalLM.from_pretrained(exported.directory)
     assert again.transformer.h[0].attn.c_attn.weight.shape == (64, 192)
+
+
+def test_short_of_memory_the_files_are_compared_in_their_own_dtype(make_run, tmp_path: Path, monkeypatch):
+    run = make_run("llama", quantize="nf4", shard="40KB", target_modules="all-linear")
+    loaded = []
+
+    def load(*args, **settings):
+        loaded.append((settings["quantize"], settings["dtype"]))
+        return load_model(*args, **settings)
+
+    monkeypatch.setattr("lorafit.export.merged.load_model", load)
+    monkeypatch.setattr("lorafit.models.load_model", load)
+    monkeypatch.setattr(proof, "usable_memory", lambda: 10_000)
+    exported = export(run, "merged", tmp_path / "merged")
+    assert loaded == [("nf4", "fp32"), ("none", torch.bfloat16), ("none", torch.bfloat16)]
+    assert exported.merge_error < exported.tolerance

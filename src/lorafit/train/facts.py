@@ -19,7 +19,7 @@ QUANTIZED_BYTES = {"nf4": _FOUR_BITS, "fp4": _FOUR_BITS, "int8": 1.0}
 # bytes a trained weight for AdamW's two averages: float32, or 8 bits with a float scale for 256 of them
 OPTIMIZER_BYTES: dict[str, float] = dict.fromkeys(("adamw_bnb_8bit", "adamw_8bit", "paged_adamw_8bit"), 2 + 2 * 4 / 256)
 FLOAT_BYTES = 4
-TRIED_LABELS = 18  # of the documents that the fast path is tried on, with whole logits
+TRIED_LABELS, TRIED_TOKENS = 18, 64  # of the documents that the fast path is tried on, with whole logits
 
 
 @dataclass(frozen=True)
@@ -149,10 +149,15 @@ class Facts:
         logits = rows * min(columns, self.vocabulary) * (width + FLOAT_BYTES)
         return labels * self.hidden_size * (2 * FLOAT_BYTES + 2 * width) + logits
 
-    @property
     def trial_bytes(self) -> int:
-        """Most memory that trying the fast path takes: whole logits of a few tokens, the gradients of two ways."""
-        return TRIED_LABELS * self.vocabulary * 4 * FLOAT_BYTES + 3 * 8 * self.weights.trained if self.fast else 0
+        """Most memory that trying the fast path takes: whole logits of a few tokens, and their activations kept.
+
+        Its gradients lie where those of the training and the optimizer's averages come later.
+        """
+        if not self.fast:
+            return 0
+        logits = TRIED_LABELS * self.vocabulary * 4 * FLOAT_BYTES
+        return logits + int(self.activations_a_token(recompute=False).times(TRIED_TOKENS).peak)
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON values."""

@@ -5,6 +5,7 @@ positions go through the plain model too, one document at a time, forward and ba
 gradients differ by more than rounding is left off, and named.
 """
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, replace
@@ -157,8 +158,8 @@ class _Trial:
         ]
         return " and ".join(worst) or None
 
-    def _figures(self, path: FastPath) -> tuple[Tensor, Tensor]:
-        """Losses (labels,) and the gradient of their sum (trained parameters,)."""
+    def _figures(self, path: FastPath) -> tuple[list[Tensor], list[Tensor]]:
+        """Losses [(labels,)] and the gradients of their sum, one a trained parameter that has any."""
         model, loss = self.loss.model, self.loss
         trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
         with evaluating(model), torch.enable_grad(), _nonzero(trained), path.on(loss):
@@ -167,8 +168,7 @@ class _Trial:
             )
             losses = torch.cat([loss(batch.to(model.device)) for batch in batches])
             gradients = torch.autograd.grad(losses.sum(), trained, allow_unused=True)
-        flat = [gradient.flatten().double().cpu() for gradient in gradients if gradient is not None]
-        return losses.detach().double().cpu(), torch.cat(flat or [torch.zeros(0, dtype=torch.float64)])
+        return [losses.detach()], [gradient for gradient in gradients if gradient is not None]
 
 
 @contextmanager
@@ -199,8 +199,13 @@ def _window(document: Document) -> Document:
     )
 
 
-def _difference(ours: Tensor, own: Tensor) -> float:
-    """Relative, |ours - own| / |own|; infinite where something is missing."""
-    if ours.shape != own.shape:
+def _difference(ours: Sequence[Tensor], own: Sequence[Tensor]) -> float:
+    """Relative, |ours - own| / |own| over all of them; infinite where something is missing."""
+    if [tensor.shape for tensor in ours] != [tensor.shape for tensor in own]:
         return float("inf")
-    return float((ours - own).norm() / own.norm().clamp_min(1e-30))
+    differ = size = 0.0
+    for a, b in zip(ours, own, strict=True):  # one after the other: in float64 all of them would take much memory
+        b = b.cpu().double()  # Apple's GPUs have no float64
+        differ += float((a.cpu().double() - b).square().sum())
+        size += float(b.square().sum())
+    return math.sqrt(differ) / max(math.sqrt(size), 1e-30)

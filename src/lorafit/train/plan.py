@@ -231,7 +231,7 @@ class _Estimate:
         tokens, labels = facts.rows.heaviest(choice.token_budget, self.train.per_device_train_batch_size)
         activations = facts.activations_a_token(recompute).times(tokens)
         peak = int(activations.peak)
-        head = max(facts.head_bytes(labels), facts.trial_bytes - peak)
+        head = max(facts.head_bytes(labels), facts.trial_bytes() - peak)
         base = facts.weights.base_bytes(facts.stored or choice.quantize, facts.dtype)
         training = facts.weights.training_bytes(self.train.optim)
         margin = SPARE_BYTES + SPARE_SHARE * (peak + head + training)

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from lorafit.errors import RunError
 
 if TYPE_CHECKING:
+    import torch
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from lorafit.data import Template
@@ -187,7 +188,7 @@ class Run:
         return (self.adapter / "adapter_model.safetensors").is_file()
 
     def load_model(
-        self, *, merge: bool = False, as_trained: bool = True
+        self, *, merge: bool = False, as_trained: bool = True, dtype: "torch.dtype | None" = None
     ) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase, Template]":
         """Load the base model with the run's adapter, its tokenizer and the template it was trained with.
 
@@ -195,6 +196,7 @@ class Run:
             merge: add the adapter to the base weights (faster to run, cannot be taken off again); where they are
                 quantized it stays apart, as merging would round them again.
             as_trained: False loads the base weights whole where training held them quantized.
+            dtype: of the weights; None is that of the training.
 
         Returns:
             The model in evaluation mode, its tokenizer, the template.
@@ -208,7 +210,7 @@ class Run:
         from lorafit.models import load_model
 
         loading = settings.loading if as_trained else {**settings.loading, "quantize": "none"}
-        model = load_model(resolved, **loading)
+        model = load_model(resolved, **(loading if dtype is None else {**loading, "dtype": dtype}))
         load_adapter(model, self.adapter)
         source = (self.adapter / "chat_template.jinja").read_text(encoding="utf-8")
         if merge and not getattr(model, "is_quantized", False):  # set by transformers where it has loaded it so

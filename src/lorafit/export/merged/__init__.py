@@ -23,7 +23,7 @@ def export(run: Run, directory: Path, onto: Onto) -> Exported:
     """Write the merged model beside `directory`, check it, then rename it into place.
 
     Onto the original weights it is made from the base model's files, one tensor at a time and in their own dtype. The
-    models it is compared with are loaded one after the other.
+    models it is compared with are loaded one after the other, where memory is short in the dtype of the files.
     """
     settings = run.recipe.model
     if onto == "original":
@@ -33,6 +33,7 @@ def export(run: Run, directory: Path, onto: Onto) -> Exported:
     _check_base(run, onto, quantized)
     prompts, dtype = proof.held_out_prompts(run, tokenizer), proof.dtype_of(model)
     tuned = proof.last_logits(model, prompts)
+    dtype = proof.dtype_in_memory(model, dtype, whole.base_dtype(run, model))
     if not quantized:
         reference = tuned
     elif onto == "dequantized":
@@ -40,7 +41,7 @@ def export(run: Run, directory: Path, onto: Onto) -> Exported:
     else:
         del model
         gc.collect()
-        model = run.load_model(as_trained=False)[0]
+        model = run.load_model(as_trained=False, dtype=dtype)[0]
         reference = proof.last_logits(model, prompts)
 
     with _in_place(directory) as partial:

@@ -11,6 +11,8 @@ from transformers import PreTrainedModel
 
 from lorafit.errors import ModelError
 from lorafit.evaluate.results import read_samples
+from lorafit.lora.base_weight import weights_in
+from lorafit.train.devices import usable_memory
 from lorafit.train.loss import evaluating
 from lorafit.train.run import Run
 
@@ -20,6 +22,7 @@ TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-3, torch.float16: 1e-2, torc
 PROMPTS = 3
 LONGEST = 256  # tokens of a prompt; any show whether the weights are right
 POSITIONS = 16  # last tokens of each prompt whose logits are compared
+ROOM = 0.8  # of the memory, for weights
 PLAIN_PROMPT = "The quick brown fox jumps over the lazy dog."  # for a run without samples
 
 
@@ -33,6 +36,15 @@ def held_out_prompts(run: Run, tokenizer: Any) -> list[list[int]]:
 def dtype_of(model: PreTrainedModel) -> torch.dtype:
     """The dtype of the model's weights, or of those that are not quantized."""
     return next(parameter.dtype for parameter in model.parameters() if parameter.is_floating_point())
+
+
+def dtype_in_memory(model: PreTrainedModel, dtype: torch.dtype, stored: torch.dtype) -> torch.dtype:
+    """`dtype`, if `model` would fit into a processor's memory unquantized in it, else that of its files.
+
+    In their own dtype weights are not copied into memory but mapped, and the system holds as many as there is room for.
+    """
+    needed = sum(map(weights_in, model.parameters())) * dtype.itemsize
+    return stored if model.device.type == "cpu" and needed > ROOM * usable_memory() else dtype
 
 
 def last_logits(model: PreTrainedModel, prompts: Sequence[Sequence[int]]) -> list[Tensor]:

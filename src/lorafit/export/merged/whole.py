@@ -31,7 +31,7 @@ def base_config(run: Run) -> dict[str, Any]:
 def write_original(run: Run, directory: Path) -> PreTrainedModel:
     """Merge into the base model, loaded whole, and write its weights; returns it."""
     model = run.load_model(as_trained=False)[0]
-    return _write(merge_and_unload(model), _base_dtype(run, model), directory)
+    return _write(merge_and_unload(model), base_dtype(run, model), directory)
 
 
 def write_dequantized(model: PreTrainedModel, run: Run, directory: Path) -> PreTrainedModel:
@@ -39,7 +39,7 @@ def write_dequantized(model: PreTrainedModel, run: Run, directory: Path) -> PreT
 
     Each weight is the dequantized one with the update, rounded once.
     """
-    dtype = _base_dtype(run, model)
+    dtype = base_dtype(run, model)
     for name, layer in list(lora_layers(model)):
         if is_quantized(layer):
             model.set_submodule(name, _dense(layer, layer.merged_weight(layer.lora_active).to(dtype)))
@@ -103,7 +103,7 @@ def _write(model: nn.Module, dtype: torch.dtype, directory: Path, **options: boo
     return model
 
 
-def _base_dtype(run: Run, model: PreTrainedModel) -> torch.dtype:
+def base_dtype(run: Run, model: PreTrainedModel) -> torch.dtype:
     """The base model's own dtype, also where training widened it (a bf16 model on a processor without bf16)."""
     config, trained_as = base_config(run), dtype_of(model)
     name = config.get("dtype", config.get("torch_dtype"))  # its name before transformers 4.56
