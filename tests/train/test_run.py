@@ -1,4 +1,6 @@
 import json
+import subprocess
+import sys
 
 import pytest
 
@@ -97,3 +99,32 @@ def test_free_directory(tmp_path):
     assert free_directory(tmp_path / "a") == tmp_path / "a"
     (tmp_path / "a").mkdir()
     assert free_directory(tmp_path / "a") == tmp_path / "a-2"
+
+
+HOLD = """
+import sys, time
+from lorafit.train.run import Run
+with Run.open(sys.argv[1]).held():
+    print("held", flush=True)
+    time.sleep(60)
+"""
+
+
+def test_a_run_is_trained_by_one_process_and_a_dead_one_lets_go(tmp_path, recipe):
+    run = Run.create(tmp_path / "run", recipe)
+    with subprocess.Popen([sys.executable, "-c", HOLD, str(run.directory)], stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdout is not None and other.stdout.readline() == "held\n"
+        with pytest.raises(RunError, match=r"another process trains .*run: wait for its end"), run.held():
+            pass
+        assert run.record["state"] == "running"
+        other.kill()
+    with run.held():
+        pass
+    assert (run.directory / "recipe.yaml").exists()
+
+
+def test_a_discarded_run_leaves_nothing(tmp_path, recipe):
+    run = Run.create(tmp_path / "run", recipe)
+    with run.held():
+        run.discard()
+    assert not run.directory.exists()

@@ -111,20 +111,9 @@ def train(
         on_plan(plan)
     if run is None:
         run, recipe = _start(planned, resolved, rows, plan)
-    run.update(state="running", error=None)
     try:
-        return _Fit(run, recipe, resolved, tokenizer, prepared, progress, notice).run_all(resume)
-    except KeyboardInterrupt:
-        run.update(state="interrupted", error="stopped at once")
-        raise
-    except Exception as error:
-        if resume or run.has_saved:
-            run.update(state="failed", error="".join(traceback.format_exception_only(error)).strip())
-        else:
-            run.discard()  # nothing was trained: the corrected command may use the same folder
-        if isinstance(error, torch.OutOfMemoryError):
-            raise _too_little_memory(recipe) from error
-        raise
+        with run.held():
+            return _Fit(run, recipe, resolved, tokenizer, prepared, progress, notice).run_all(resume)
     finally:
         progress.close()
 
@@ -151,6 +140,23 @@ class _Fit:
     fast: FastPath = PLAIN
 
     def run_all(self, resume: bool) -> Trained:
+        """Train; how it ended stands in the run's record."""
+        self.run.update(state="running", error=None)
+        try:
+            return self.fit(resume)
+        except KeyboardInterrupt:
+            self.run.update(state="interrupted", error="stopped at once")
+            raise
+        except Exception as error:
+            if resume or self.run.has_saved:
+                self.run.update(state="failed", error="".join(traceback.format_exception_only(error)).strip())
+            else:
+                self.run.discard()  # nothing was trained: the corrected command may use the same folder
+            if isinstance(error, torch.OutOfMemoryError):
+                raise _too_little_memory(self.recipe) from error
+            raise
+
+    def fit(self, resume: bool) -> Trained:
         model = TASKS[self.recipe.task].adapted_model(self.resolved, self.recipe, self.tokenizer, self.prepared)
         self.check_lengths(model)
         checkpoint = self.newest_checkpoint() if resume else None

@@ -5,10 +5,13 @@ import os
 import shlex
 import sys
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from datetime import datetime, timezone
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from filelock import FileLock, Timeout
 
 from lorafit.errors import RunError
 
@@ -22,6 +25,7 @@ if TYPE_CHECKING:
     from lorafit.recipe.settings import ModelSettings
 
 LABELS_FILE = "labels.json"  # class names beside an adapter: config.json's `id2label` and `label2id`
+LOCK_FILE = ".lock"
 STATES = ("running", "interrupted", "finished", "failed")
 REPORTED_VERSIONS = ("lorafit", "torch", "transformers", "accelerate", "datasets", "safetensors")
 
@@ -116,6 +120,28 @@ class Run:
             raise RunError(f"{run.directory} is not a lorafit run: {'; '.join(problems)}")
         return run
 
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Let no other process train this run within the block; the system lets go where this process ends before.
+
+        Raises:
+            RunError: Another process trains it.
+        """
+        try:
+            lock = FileLock(self.directory / LOCK_FILE).acquire(timeout=0)
+        except Timeout:
+            raise RunError(
+                f"another process trains {self.directory}: wait for its end or stop it, or start a run with another "
+                "--output-dir"
+            ) from None
+        try:
+            with lock:
+                yield
+        finally:
+            if all(file.name == LOCK_FILE for file in self.directory.glob("*")):  # the run was discarded
+                (self.directory / LOCK_FILE).unlink(missing_ok=True)
+                self.directory.rmdir()
+
     @property
     def resume_command(self) -> str:
         """The command line that goes on with this run."""
@@ -136,11 +162,9 @@ class Run:
         return self.adapter.exists() or self.checkpoints.exists()
 
     def discard(self) -> None:
-        """Remove the files of a run that never saved anything, and its directory if nothing else is in it."""
+        """Remove the files of a run that never saved anything; `held` removes the directory then."""
         for name in ("recipe.yaml", "run.json", "metrics.jsonl"):
             (self.directory / name).unlink(missing_ok=True)
-        if not any(self.directory.iterdir()):
-            self.directory.rmdir()
 
     def _write_record(self, record: Mapping[str, Any]) -> None:
         write_atomically(self.directory / "run.json", json.dumps(record, indent=2, ensure_ascii=False, allow_nan=False))
