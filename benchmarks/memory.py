@@ -1,7 +1,7 @@
 """How well `lorafit plan` predicts memory: planned against measured, over settings that change it.
 
     pip install -e '.[demo,bench]'
-    python benchmarks/memory.py --data alpaca_en_demo.json     # about 15 minutes
+    python benchmarks/memory.py --data alpaca_en_demo.json     # about 25 minutes
     python benchmarks/memory.py --draw                         # the figure again, from the file
 
 Each setting is a process of its own that trains two steps on all of a few rows, so that the largest micro-batch of the
@@ -62,7 +62,7 @@ SETTINGS = (
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, help="instruction rows, in any format that lorafit reads")
-    parser.add_argument("--only", type=int, nargs="+", help="numbers of the settings to measure")
+    parser.add_argument("--only", type=int, nargs="+", help="numbers of settings to measure again")
     parser.add_argument("--draw", action="store_true", help="only draw what --output holds")
     parser.add_argument("--output", type=Path, default=RESULTS / "memory.json", help="the figure goes beside it")
     parser.add_argument("--worker", help=argparse.SUPPRESS)
@@ -74,7 +74,7 @@ def main() -> None:
         measure(Setting(**json.loads(arguments.worker)), arguments.folder)
     elif arguments.data:
         compare(arguments)
-    if arguments.draw or (arguments.data and not arguments.only):
+    if arguments.draw or arguments.data:
         draw(arguments.output)
 
 
@@ -87,9 +87,8 @@ def compare(arguments) -> None:
         (folder / "rows.json").write_text(json.dumps(longest[20:25] + rows[: ROWS - 5]), encoding="utf-8")
         (folder / "held_out.json").write_text(json.dumps(rows[-4:]), encoding="utf-8")
         worker("llama", folder)
-        for number, setting in enumerate(SETTINGS):
-            if arguments.only and number not in arguments.only:
-                continue
+        for number in arguments.only or range(len(SETTINGS)):
+            setting = SETTINGS[number]
             worker(json.dumps(asdict(setting)), folder)
             record = json.loads((folder / "run" / "run.json").read_text(encoding="utf-8"))
             planned, measured = record["plan"]["predicted_peak_bytes"], record["figures"]["peak_memory_bytes"]
@@ -99,9 +98,12 @@ def compare(arguments) -> None:
             sizes = f"{planned / 1e9:.2f} planned, {measured / 1e9:.2f} GB"
             print(f"{number:2} {setting}: {sizes}, {off(points[-1]):+.1%}", flush=True)
             shutil.rmtree(folder / "run")
-    if not arguments.only:
-        report = {"machine": machine(), "points": points, "worst": max(map(abs, map(off, points)))}
-        arguments.output.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    if arguments.only:  # the others stay as they were
+        known = json.loads(arguments.output.read_text(encoding="utf-8"))["points"]
+        again = dict(zip(arguments.only, points, strict=True))
+        points = [again.get(number, point) for number, point in enumerate(known)]
+    report = {"machine": machine(), "points": points, "worst": max(map(abs, map(off, points)))}
+    arguments.output.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
     print(table(points))
 
 

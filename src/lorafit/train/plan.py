@@ -20,9 +20,8 @@ from lorafit.train.facts import Facts, Weights
 GB = 10**9
 BUDGETS = {"cpu": (1024, 512, 256), "elsewhere": (8192, 4096, 2048, 1024, 512, 256)}
 # What allocators hold beyond what is asked of them, measured on Linux (benchmarks/results/memory.json): some, a share
-# of what is traced, and with checkpointing, which takes and gives back a layer's activations again and again, more.
-# Of large tensors (32 MiB) glibc keeps nothing, so that there is an end to it.
-SPARE_BYTES, SPARE_SHARE, SPARE_LAYERS, MOST_SPARE = 48 * 2**20, 0.07, 3, 512 * 2**20
+# of what is traced, and with checkpointing, which takes and gives back a layer's activations again and again, of them.
+SPARE_BYTES, SPARE_SHARE, SPARE_LAYERS = 48 * 2**20, 0.07, 1
 READ_BYTES = 16 * 2**20  # of a quantized weight at a time
 SLOWER = {"none": 1.0, "int8": 1.05, "nf4": 1.1}  # a step beside unquantized weights
 RECOMPUTED = 1.5  # work of the body, forward once more
@@ -235,7 +234,7 @@ class _Estimate:
         base = facts.weights.base_bytes(facts.stored or choice.quantize, facts.dtype)
         training = facts.weights.training_bytes(self.train.optim)
         margin = SPARE_BYTES + SPARE_SHARE * (peak + head + training)
-        margin += min(SPARE_LAYERS * activations.layer, MOST_SPARE) if recompute else 0
+        margin += SPARE_LAYERS * activations.layer if recompute else 0
         if (facts.stored or choice.quantize) != "none":  # read in blocks on a processor, whole on a device
             whole = facts.weights.largest * (4 + facts.dtype.itemsize)
             margin += READ_BYTES if self.device.kind == "cpu" else whole
