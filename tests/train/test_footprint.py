@@ -71,22 +71,21 @@ def test_activations_are_those_of_the_real_computation(kind, recompute):
         forget_masks()  # they are counted
         with footprint._Allocated(model) as counted:
             model.train().get_decoder()(**inputs, shared_prefix=0, use_cache=False).last_hidden_state.backward(gradient)
-    assert predicted.peak == pytest.approx(counted.peak, rel=0.04)
-    assert predicted.layer < predicted.peak / (1 if recompute else 2)
+    assert predicted == pytest.approx(counted.peak, rel=0.04)
 
 
 def test_recomputing_takes_less_and_longer_documents_more():
     work = work_of(tiny_model("llama", num_hidden_layers=LAYERS))
-    kept, made_again = (activations_of(work, TOKENS, recompute=again).peak for again in (False, True))
+    kept, made_again = (activations_of(work, TOKENS, recompute=again) for again in (False, True))
     assert made_again < 0.6 * kept
-    twice = activations_of(work, 2 * TOKENS, recompute=False).peak
+    twice = activations_of(work, 2 * TOKENS, recompute=False)
     assert 2 * kept < twice < 3 * kept  # the attention weights, which are large in so small a model, grow fourfold
 
 
 @pytest.mark.parametrize("fast", [True, False])
 def test_dropout_and_what_is_computed_plainly_can_be_traced(fast):
     work = work_of(tiny_model("llama"), fast=fast, lora_dropout=0.1)
-    assert activations_of(work, TOKENS, recompute=False).peak > 0
+    assert activations_of(work, TOKENS, recompute=False) > 0
 
 
 def test_an_encoder_that_classifies():
@@ -94,7 +93,7 @@ def test_an_encoder_that_classifies():
     work = Work(BertForSequenceClassification, config, LoraConfig(task_type="SEQ_CLS"), torch.float32, False, True)
     weights = weights_of(work)
     assert weights.trained > 0
-    assert activations_of(work, TOKENS, recompute=False).peak > TOKENS * 3 * (4 * 32 + 2 * 64) * 4
+    assert activations_of(work, TOKENS, recompute=False) > TOKENS * 3 * (4 * 32 + 2 * 64) * 4
 
 
 def test_a_model_that_needs_values_is_an_error_that_names_it(monkeypatch):

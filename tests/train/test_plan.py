@@ -43,6 +43,7 @@ def facts_for(work):
             "dtype": torch.float32,
             "device_type": "cpu",
             "stored": None,
+            "converted": False,
             "program": PROGRAM,
         }
         return Facts(rows, weights, 2048, 32_000, trace=trace, **{**given, **changes})
@@ -128,13 +129,24 @@ def test_every_part_grows_with_what_it_is_about(facts_for):
     assert larger.activations == pytest.approx(2 * first.activations, rel=0.01)  # two rows and larger.head > first.head
     assert parts("model.quantize=nf4").weights < 0.5 * first.weights
     again = parts("train.token_budget=1024", "train.gradient_checkpointing=true")
-    assert again.activations < 0.5 * larger.activations and again.margin > larger.margin
+    assert again.activations < 0.5 * larger.activations and again.margin > larger.margin - 0.1 * (
+        larger.activations - again.activations
+    )
     small = parts("train.optim=adamw_bnb_8bit").training
     assert small == pytest.approx(larger.training * 10 / 16, rel=0.01)
     stored = parts(stored="nf4")
     assert stored.weights == parts("model.quantize=nf4").weights
     long = Rows(np.array([3000, 10]), np.array([10, 5]))
     assert parts("train.token_budget=512", rows=long).activations > 5 * first.activations
+
+
+def test_a_tensor_at_a_time_is_read_unless_the_files_are_mapped_as_they_are(facts_for):
+    def loading(*sets, **changes):
+        memory = make_plan(recipe(*sets), facts_for(**changes), device(1000 * GB)).chosen.memory
+        return memory.loading - memory.program - memory.weights
+
+    largest = facts_for().weights.largest * 4
+    assert (loading(), loading(converted=True), loading("model.quantize=nf4")) == (0, largest, largest)
 
 
 def test_time_counts_epochs_recomputing_and_labels(facts_for):

@@ -49,23 +49,6 @@ class Weights:
 
 
 @dataclass(frozen=True)
-class Activations:
-    """Most memory in a forward and backward of the body, beyond the weights; all in bytes.
-
-    Attributes:
-        peak: with all layers.
-        layer: with a single one.
-    """
-
-    peak: float
-    layer: float
-
-    def times(self, factor: float) -> "Activations":
-        """Of so many times the tokens."""
-        return Activations(self.peak * factor, self.layer * factor)
-
-
-@dataclass(frozen=True)
 class Rows:
     """Sizes of the training rows, each array (rows,): tokens read, and labels."""
 
@@ -114,6 +97,7 @@ class Facts:
         dtype: of the weights and activations.
         device_type: torch's.
         stored: how the checkpoint is quantized already; None for one that is not.
+        converted: whether its files hold another dtype; else they are mapped into memory as they are.
         program: bytes of Python and its libraries, tokenizer and rows; 0 on a device of its own.
         trace: finds the activations a token, with or without recomputing them.
         traced: what it has found.
@@ -128,12 +112,13 @@ class Facts:
     dtype: torch.dtype
     device_type: str
     stored: str | None
+    converted: bool
     program: int
-    trace: Callable[[bool], Activations]
-    traced: dict[bool, Activations] = field(default_factory=dict)
+    trace: Callable[[bool], float]
+    traced: dict[bool, float] = field(default_factory=dict)
 
-    def activations_a_token(self, recompute: bool) -> Activations:
-        """Of each token in a micro-batch."""
+    def activations_a_token(self, recompute: bool) -> float:
+        """Most bytes in a forward and backward of the body, beyond the weights, for each token in a micro-batch."""
         if recompute not in self.traced:
             self.traced[recompute] = self.trace(recompute)
         return self.traced[recompute]
@@ -157,7 +142,7 @@ class Facts:
         if not self.fast:
             return 0
         logits = TRIED_LABELS * self.vocabulary * 4 * FLOAT_BYTES
-        return logits + int(self.activations_a_token(recompute=False).times(TRIED_TOKENS).peak)
+        return logits + int(self.activations_a_token(recompute=False) * TRIED_TOKENS)
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON values."""
@@ -171,16 +156,17 @@ class Facts:
             "dtype": str(self.dtype).removeprefix("torch."),
             "device_type": self.device_type,
             "stored": self.stored,
+            "converted": self.converted,
             "program": self.program,
-            "traced": {str(recompute): asdict(found) for recompute, found in self.traced.items()},
+            "traced": {str(recompute): found for recompute, found in self.traced.items()},
         }
 
     @classmethod
-    def from_dict(cls, values: dict[str, Any], trace: Callable[[bool], Activations]) -> "Facts":
+    def from_dict(cls, values: dict[str, Any], trace: Callable[[bool], float]) -> "Facts":
         """What `to_dict` gave."""
-        traced = {name == "True": Activations(**found) for name, found in values["traced"].items()}
+        traced = {name == "True": found for name, found in values["traced"].items()}
         rows = Rows(**{name: np.array(sizes, dtype=np.int64) for name, sizes in values["rows"].items()})
-        plain = "hidden_size", "vocabulary", "whole_logits", "fast", "device_type", "stored", "program"
+        plain = "hidden_size", "vocabulary", "whole_logits", "fast", "device_type", "stored", "converted", "program"
         kept = {name: values[name] for name in plain}
         weights, dtype = Weights(**values["weights"]), getattr(torch, values["dtype"])
         return cls(rows=rows, weights=weights, dtype=dtype, trace=trace, traced=traced, **kept)

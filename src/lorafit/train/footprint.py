@@ -26,7 +26,7 @@ from lorafit.lora import LoraConfig, attach
 from lorafit.lora.graft import graft
 from lorafit.lora.plain import term_by_term
 from lorafit.train.attention import attention_by_document, can_attend_by_document
-from lorafit.train.facts import Activations, Weights
+from lorafit.train.facts import Weights
 from lorafit.train.norms import LeanRmsNorm
 
 FEW_LAYERS = (1, 2)
@@ -85,8 +85,10 @@ def trains_head(work: Work) -> bool:
         return head is not None and any(parameter.requires_grad for parameter in head.parameters())
 
 
-def activations_of(work: Work, length: int, *, recompute: bool) -> Activations:
-    """What one document takes; other documents in the batch add as much for each of their tokens.
+def activations_of(work: Work, length: int, *, recompute: bool) -> float:
+    """Most bytes that a document takes in a forward and backward of the body, beyond the weights.
+
+    Other documents in the batch add as much for each of their tokens.
 
     Args:
         work: what is trained.
@@ -97,7 +99,7 @@ def activations_of(work: Work, length: int, *, recompute: bool) -> Activations:
     with _explained(work):
         few, more = (_trace(work, length, min(n, layers), recompute) for n in FEW_LAYERS)
     rest = max(layers - FEW_LAYERS[1], 0)
-    return Activations(more + rest * max(more - few, 0) / (FEW_LAYERS[1] - FEW_LAYERS[0]), few)
+    return more + rest * max(more - few, 0) / (FEW_LAYERS[1] - FEW_LAYERS[0])
 
 
 def _trace(work: Work, length: int, layers: int, recompute: bool) -> int:

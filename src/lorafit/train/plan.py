@@ -20,8 +20,8 @@ from lorafit.train.facts import Facts, Weights
 GB = 10**9
 BUDGETS = {"cpu": (1024, 512, 256), "elsewhere": (8192, 4096, 2048, 1024, 512, 256)}
 # What allocators hold beyond what is asked of them, measured on Linux (benchmarks/results/memory.json): some, a share
-# of what is traced, and with checkpointing, which takes and gives back a layer's activations again and again, of them.
-SPARE_BYTES, SPARE_SHARE, SPARE_LAYERS = 48 * 2**20, 0.07, 1
+# of what is traced, and more with checkpointing, which takes and gives back a layer's activations again and again.
+SPARE_BYTES, SPARE_SHARE, SPARE_RECOMPUTED = 48 * 2**20, 0.07, 96 * 2**20
 READ_BYTES = 16 * 2**20  # of a quantized weight at a time
 SLOWER = {"none": 1.0, "int8": 1.05, "nf4": 1.1}  # a step beside unquantized weights
 RECOMPUTED = 1.5  # work of the body, forward once more
@@ -228,17 +228,17 @@ class _Estimate:
     def __call__(self, choice: Choice) -> Tried:
         facts, recompute = self.facts, choice.gradient_checkpointing
         tokens, labels = facts.rows.heaviest(choice.token_budget, self.train.per_device_train_batch_size)
-        activations = facts.activations_a_token(recompute).times(tokens)
-        peak = int(activations.peak)
+        peak = int(facts.activations_a_token(recompute) * tokens)
         head = max(facts.head_bytes(labels), facts.trial_bytes() - peak)
         base = facts.weights.base_bytes(facts.stored or choice.quantize, facts.dtype)
         training = facts.weights.training_bytes(self.train.optim)
         margin = SPARE_BYTES + SPARE_SHARE * (peak + head + training)
-        margin += SPARE_LAYERS * activations.layer if recompute else 0
+        margin += SPARE_RECOMPUTED if recompute else 0
         if (facts.stored or choice.quantize) != "none":  # read in blocks on a processor, whole on a device
             whole = facts.weights.largest * (4 + facts.dtype.itemsize)
             margin += READ_BYTES if self.device.kind == "cpu" else whole
-        loading = facts.program + base + facts.weights.largest * facts.dtype.itemsize
+        read = facts.converted or choice.quantize != "none"  # tensor by tensor; else mapped
+        loading = facts.program + base + (facts.weights.largest * facts.dtype.itemsize if read else 0)
         memory = Memory(facts.program, base, training, peak, head, int(margin), loading)
         return Tried(choice, memory, self.seconds(choice), memory.peak <= self.limit)
 

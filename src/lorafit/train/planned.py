@@ -10,7 +10,7 @@ from lorafit.errors import ConfigError, PlanError
 from lorafit.models import ResolvedModel, architecture, dtype_on, is_quantized_already, pick_device, resolve, stored_as
 from lorafit.recipe import Recipe
 from lorafit.train.devices import Device, this_device
-from lorafit.train.facts import Activations, Facts, Rows
+from lorafit.train.facts import Facts, Rows
 from lorafit.train.plan import Plan, make_plan
 from lorafit.train.remembered import place_of, recall, remember
 
@@ -57,7 +57,7 @@ def plan_recipe(recipe: Recipe, device: Device | None = None, *, on_message: Cal
         facts = facts_of(recipe, resolved, _training_rows(recipe, resolved), device)
     else:
 
-        def trace(recompute: bool) -> Activations:
+        def trace(recompute: bool) -> float:
             return tracer(work_of(recipe, resolved, device), facts.rows)(recompute)
 
         facts = Facts.from_dict(known, trace)
@@ -119,6 +119,7 @@ def facts_of(recipe: Recipe, resolved: ResolvedModel, rows: "Dataset", device: D
         dtype=work.dtype,
         device_type=device.kind,
         stored=stored_as(work.config),
+        converted=work.config.dtype not in (None, work.dtype),
         program=psutil.Process().memory_info().rss if device.kind == "cpu" else 0,
         trace=tracer(work, sizes),
     )
@@ -142,9 +143,9 @@ def work_of(recipe: Recipe, resolved: ResolvedModel, device: Device) -> "Work":
     )
 
 
-def tracer(work: "Work", rows: Rows) -> Callable[[bool], Activations]:
+def tracer(work: "Work", rows: Rows) -> Callable[[bool], float]:
     """Finds what a token of these rows takes."""
     from lorafit.train.footprint import activations_of
 
     length = min(int(rows.tokens.max()), TRACED_TOKENS)
-    return lambda recompute: activations_of(work, length, recompute=recompute).times(1 / length)
+    return lambda recompute: activations_of(work, length, recompute=recompute) / length
