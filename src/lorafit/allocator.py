@@ -1,7 +1,7 @@
 """How this process takes memory from Linux, and gives it back; elsewhere nothing here does anything.
 
-Measured on 2 cores (AMD EPYC): huge pages make training 4 to 8 % faster and the loading of a quantized model 18 %.
-Giving back at once takes 3 to 9 % of a step, and keeps the holes between tensors, which come to gigabytes with
+Measured on 2 cores (AMD EPYC): huge pages make training 3 to 8 % faster and the loading of a quantized model 18 %.
+Giving back at once takes 3 to 13 % of a step, and keeps the holes between tensors, which come to gigabytes with
 checkpointing or a quantized model, from counting.
 """
 

@@ -1,4 +1,5 @@
 import json
+import shutil
 import subprocess
 import sys
 
@@ -128,3 +129,10 @@ def test_a_discarded_run_leaves_nothing(tmp_path, recipe):
     with run.held():
         run.discard()
     assert not run.directory.exists()
+
+
+def test_a_directory_that_vanished_hides_no_error(tmp_path, recipe):
+    run = Run.create(tmp_path / "run", recipe)
+    with pytest.raises(ValueError, match="the real one"), run.held():
+        shutil.rmtree(run.directory)
+        raise ValueError("the real one")

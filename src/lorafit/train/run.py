@@ -138,7 +138,8 @@ class Run:
             with lock:
                 yield
         finally:
-            if all(file.name == LOCK_FILE for file in self.directory.glob("*")):  # the run was discarded
+            left = [file.name for file in self.directory.iterdir()] if self.directory.is_dir() else None
+            if left in ([], [LOCK_FILE]):  # the run was discarded
                 (self.directory / LOCK_FILE).unlink(missing_ok=True)
                 self.directory.rmdir()
 
