@@ -14,7 +14,8 @@ from lorafit.cli.main import main
 from lorafit.errors import RunError
 from lorafit.lora import disabled
 from lorafit.recipe import load_recipe
-from lorafit.train import Run, train
+from lorafit.run import Run
+from lorafit.train import train
 from lorafit.train.callbacks import ShowProgress
 
 WORDS = ["who", "where", "what", *(f"w{n}" for n in range(20))]

@@ -48,7 +48,7 @@ def test_a_bug_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch):
     def broken(*_: object) -> None:
         raise ZeroDivisionError
 
-    monkeypatch.setattr("lorafit.train.run.Run.open", broken)
+    monkeypatch.setattr("lorafit.run.Run.open", broken)
     with pytest.raises(ZeroDivisionError):
         main(["eval", "somewhere"])
 

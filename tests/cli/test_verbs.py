@@ -12,7 +12,7 @@ from command_lines import run, run_json
 
 from lorafit.demo.emails import FIELDS
 from lorafit.demo.task import DEMO_RECIPE
-from lorafit.evaluate import read_samples
+from lorafit.run import Run
 
 
 def test_train_writes_the_comparison(tiny_run: Path):
@@ -22,10 +22,10 @@ def test_train_writes_the_comparison(tiny_run: Path):
     assert set(loss) == {"base", "tuned", "difference", "interval"}
     assert loss["tuned"] < 0.8 * loss["base"] and loss["interval"][1] < 0
     assert loss["difference"] == pytest.approx(loss["tuned"] - loss["base"])
-    samples = read_samples(tiny_run)
+    samples = Run(tiny_run).samples
     assert len(samples) == 3
-    assert samples[0].prompt.startswith("Greet guest") and (samples[0].reference or "").startswith("Hello, guest")
-    assert samples[0].base != samples[0].tuned
+    assert samples[0]["prompt"].startswith("Greet guest") and samples[0]["reference"].startswith("Hello, guest")
+    assert samples[0]["base"] != samples[0]["tuned"]
 
 
 def test_train_tells_the_whole_story(
@@ -91,14 +91,14 @@ def test_eval_refuses_rows_held_out_of_other_data(capsys: pytest.CaptureFixture[
 def test_generate_answers_as_trained(
     capsys: pytest.CaptureFixture[str], tiny_run: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    sample = read_samples(tiny_run)[0]
+    sample = Run(tiny_run).samples[0]
     command = ("generate", tiny_run, "--max-new-tokens", 16, "--prompt")
-    tuned = run_json(capsys, *command, sample.prompt)
-    assert (tuned["answer"].strip(), tuned["model"]) == (sample.tuned, "tuned")
-    base = run_json(capsys, *command, sample.prompt, "--base")
-    assert (base["answer"].strip(), base["model"]) == (sample.base, "base")
-    monkeypatch.setattr("sys.stdin", io.StringIO(f"{sample.prompt}\n"))
-    assert run(capsys, *command, "-")[0].strip() == sample.tuned
+    tuned = run_json(capsys, *command, sample["prompt"])
+    assert (tuned["answer"].strip(), tuned["model"]) == (sample["tuned"], "tuned")
+    base = run_json(capsys, *command, sample["prompt"], "--base")
+    assert (base["answer"].strip(), base["model"]) == (sample["base"], "base")
+    monkeypatch.setattr("sys.stdin", io.StringIO(f"{sample['prompt']}\n"))
+    assert run(capsys, *command, "-")[0].strip() == sample["tuned"]
 
 
 def test_chat_keeps_the_conversation(capsys: pytest.CaptureFixture[str], tiny_run: Path, monkeypatch):
@@ -152,8 +152,8 @@ def test_demo_runs_through(
     assert set(found["metrics"]) == {"valid_json", "field_accuracy"}
     assert found["metrics"]["field_accuracy"] == {"base": 0.0, "tuned": 0.0, "difference": 0.0, "interval": [0.0, 0.0]}
     assert json.loads((tmp_path / "demo" / "eval.json").read_text()) == found["metrics"]
-    samples = read_samples(tmp_path / "demo")
-    assert len(samples) == 8 and set(json.loads(samples[0].reference or "")) == set(FIELDS)
+    samples = Run(tmp_path / "demo").samples
+    assert len(samples) == 8 and set(json.loads(samples[0]["reference"])) == set(FIELDS)
     assert found["seconds"] > 0 and found["peak_memory_bytes"] > 1e8
 
     output, _ = run(capsys, "demo", "--max-steps", 1, "--output-dir", tmp_path / "second")

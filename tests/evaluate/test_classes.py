@@ -6,10 +6,10 @@ from torch.nn import functional as F
 
 from lorafit.data import ClassRow
 from lorafit.evaluate import evaluate_classes
-from lorafit.evaluate.classes import class_scores, paired_macro_f1
-from lorafit.evaluate.compare import paired
+from lorafit.evaluate.classes import class_scores, macro_f1_scores
 from lorafit.evaluate.verdict import class_verdict
 from lorafit.lora import LoraConfig, attach, disabled
+from lorafit.metrics import Scores
 from lorafit.recipe import EvaluateSettings
 
 
@@ -39,10 +39,10 @@ def test_macro_f1_is_its_definition_and_its_interval_covers_the_difference():
     draw = np.random.default_rng(0)
     truth, noise = draw.integers(0, 4, 300), draw.integers(0, 5, 300)
     tuned = np.where(draw.random(300) < 0.7, truth, noise)
-    found = paired_macro_f1(truth, noise, tuned)
+    found = macro_f1_scores(truth, noise, tuned).measured()
     assert found.base == pytest.approx(by_hand(truth, noise)) and found.tuned == pytest.approx(by_hand(truth, tuned))
     assert found.interval[0] < found.difference < found.interval[1] and found.beyond_chance
-    same = paired_macro_f1(truth, tuned, tuned)
+    same = macro_f1_scores(truth, tuned, tuned).measured()
     assert same.interval == (0, 0)
 
 
@@ -56,12 +56,16 @@ def test_base_and_tuned_are_compared_beside_the_commonest_class():
     with disabled(model):
         base = class_scores(model, rows)
     truth = np.array([row["labels"][0] for row in rows])
-    assert found.metrics["accuracy"].base == np.mean(base.predicted == truth)
-    assert found.metrics["loss"].base == pytest.approx(base.loss.mean())
+    assert found.results.metrics["accuracy"].base == np.mean(base.predicted == truth)
+    assert found.results.metrics["loss"].base == pytest.approx(base.loss.mean())
     assert found.majority_share == np.bincount(truth).max() / 30
     assert [sample.reference for sample in found.samples] == [row.label for row in texts]
     assert found.samples[0].prompt == "text 0\npair" and len(found.shown(3)) == 3 and found.shown(0) == []
     assert set(found.to_dict()["metrics"]) == {"accuracy", "macro_f1", "loss"}
+
+
+def paired(base, tuned):
+    return Scores.of_sums(base, tuned).measured()
 
 
 def test_a_classifier_that_only_knows_the_commonest_class_has_not_improved():

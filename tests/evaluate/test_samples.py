@@ -1,17 +1,18 @@
-import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from lorafit.data import Row, Template
-from lorafit.evaluate import Sample, evaluate, read_samples, sample_prompts, write_results
-from lorafit.evaluate.compare import Measured
+from lorafit.evaluate import Results, Sample, evaluate, sample_prompts
 from lorafit.evaluate.generate import generate, text_of
 from lorafit.evaluate.loss import row_losses
 from lorafit.lora import LoraConfig, attach, disabled
+from lorafit.metrics import Scores
 from lorafit.recipe import EvaluateSettings
+from lorafit.run import Run
 
 TURNS = [{"role": "user", "content": "Hi."}, {"role": "assistant", "content": "Yes?"}]
 
@@ -68,7 +69,7 @@ def test_evaluate_scores_both_models_and_leaves_the_adapter_on(tiny_model_direct
     )
     assert sum(done) == 2 * (6 + 2)
     assert row_losses(model, held_out).mean == before
-    loss = found.comparison.metrics["loss"]
+    loss = found.results.metrics["loss"]
     assert loss.tuned == pytest.approx(before)
     with disabled(model):
         assert loss.base == pytest.approx(row_losses(model, held_out).mean)
@@ -81,9 +82,16 @@ def test_evaluate_scores_both_models_and_leaves_the_adapter_on(tiny_model_direct
 
 def test_results_are_read_back(tmp_path: Path):
     samples = [Sample("früh", None, "a\nb", "c"), Sample("p", "r", "", "\u2028")]
-    write_results(tmp_path, {"loss": Measured(2.0, 1.0, -1.0, (-1.5, -0.5))}, samples)
-    assert read_samples(tmp_path) == samples
-    expected = {"loss": {"base": 2.0, "tuned": 1.0, "difference": -1.0, "interval": [-1.5, -0.5]}}
-    assert json.loads((tmp_path / "eval.json").read_text()) == expected
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["eval.json", "samples.jsonl"]
-    assert read_samples(tmp_path / "nothing") == []
+    scores = {"loss": Scores.of_sums(np.array([2.0, 1.0]), np.array([1.0, 1.0]), np.array([1.0, 1.0]))}
+    rows = [Row("1", text="one  row"), Row("2", text="another")]
+    results = Results.of(scores, rows, EvaluateSettings(), 42)
+    results.write(tmp_path, samples)
+    run = Run(tmp_path)
+    assert [Sample(**sample) for sample in run.samples] == samples
+    assert run.results == {"loss": {"base": 1.5, "tuned": 1.0, "difference": -0.5, "interval": [-1.0, 0.0]}}
+    assert run.scored_rows == {"rows_sha256": results.rows_sha256, "metrics": {"loss": scores["loss"].to_dict()}}
+    other = Results.of(scores, [*rows[:1], Row("2", text="a third")], EvaluateSettings(), 42)
+    assert other.rows_sha256 != results.rows_sha256
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["eval.json", "eval_rows.json", "samples.jsonl"]
+    nothing = Run(tmp_path / "nothing")
+    assert (nothing.samples, nothing.results, nothing.scored_rows, nothing.updates) == ([], {}, {}, {})

@@ -1,7 +1,7 @@
 import pytest
 
-from lorafit.evaluate.compare import Measured
 from lorafit.evaluate.verdict import verdict
+from lorafit.metrics import Measured
 
 GAIN = Measured(2.0, 1.0, -1.0, (-1.2, -0.8))
 NOTHING = Measured(2.0, 1.99, -0.01, (-0.05, 0.03))

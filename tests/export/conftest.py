@@ -22,7 +22,7 @@ from transformers import (
 from lorafit.lora import LoraConfig, attach
 from lorafit.models import load_model, resolve
 from lorafit.recipe import load_recipe
-from lorafit.train.run import Run
+from lorafit.run import Run
 
 VOCABULARY = 259  # of the tokenizer of `tiny_model_directory`
 TOKENS = {"vocab_size": VOCABULARY, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, "initializer_range": 0.2}

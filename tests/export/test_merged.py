@@ -9,10 +9,10 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from lorafit.errors import ConfigError, ModelError
-from lorafit.evaluate import generate, read_samples
+from lorafit.evaluate import generate
 from lorafit.export import export, targets
 from lorafit.export.merged import stream
-from lorafit.train.run import Run
+from lorafit.run import Run
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +43,7 @@ def test_weights_are_base_plus_update_rounded_once(exported, tiny_run: Path, tin
 
 def test_speaks_without_lorafit(exported, tiny_run: Path):
     """In a process that cannot import lorafit: the chat template and stop tokens that lorafit itself would use."""
-    question = read_samples(tiny_run)[0].prompt
+    question = Run(tiny_run).samples[0]["prompt"]
     code = f"""
 import sys; sys.modules["lorafit"] = None
 import torch
@@ -77,8 +77,8 @@ def test_reports_the_measured_difference(exported, tiny_run: Path):
     model, tokenizer, _ = Run.open(tiny_run).load_model()
     written = AutoModelForCausalLM.from_pretrained(exported.directory, dtype=torch.float32).eval()
     differences = []
-    for sample in read_samples(tiny_run):
-        ids = torch.tensor([tokenizer(f"{sample.prompt}\n{sample.reference}")["input_ids"]])
+    for sample in Run(tiny_run).samples:
+        ids = torch.tensor([tokenizer(f"{sample['prompt']}\n{sample['reference']}")["input_ids"]])
         with torch.no_grad():
             difference = (model(input_ids=ids).logits - written(input_ids=ids).logits)[0, -16:].abs().max()
         differences.append(float(difference))

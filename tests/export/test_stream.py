@@ -15,7 +15,7 @@ from lorafit.export import export
 from lorafit.export.merged import safetensors_file, stream, whole
 from lorafit.export.merged.safetensors_file import copy_with, read_header, weight_dtype, weight_files
 from lorafit.lora import merge_and_unload
-from lorafit.train.run import Run
+from lorafit.run import Run
 
 SHARD = "40KB"
 

@@ -13,7 +13,8 @@ from transformers import PreTrainedTokenizerFast, T5Config, T5ForConditionalGene
 from lorafit.errors import MissingExtraError, ModelError, PlanError, RunError
 from lorafit.lora import disabled
 from lorafit.recipe import load_recipe
-from lorafit.train import Run, train
+from lorafit.run import Run
+from lorafit.train import train
 from lorafit.train.callbacks import ShowProgress
 from lorafit.train.devices import this_device
 from lorafit.train.loss import LabelLoss

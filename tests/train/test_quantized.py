@@ -20,7 +20,8 @@ from lorafit.lora.base_weight import read_weight
 from lorafit.lora.state import lora_layers
 from lorafit.models import pick_device
 from lorafit.recipe import load_recipe
-from lorafit.train import Run, train
+from lorafit.run import Run
+from lorafit.train import train
 from lorafit.train.callbacks import StopOnSignal
 from lorafit.train.checkpoint import checkpoints_in, load_optimizer, save_checkpoint
 from lorafit.train.tasks import check_optimizer

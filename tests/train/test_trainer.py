@@ -12,10 +12,10 @@ from transformers import TrainerCallback
 from lorafit.errors import RunError
 from lorafit.lora import LoraConfig, adapter_tensors, attach
 from lorafit.recipe import TrainSettings
+from lorafit.run import Run
 from lorafit.train.callbacks import KeepAdapter, StopEarly, StopOnSignal, WriteMetrics
 from lorafit.train.checkpoint import TENSOR_FILES, checkpoints_in, problems_of
 from lorafit.train.loss import LabelLoss
-from lorafit.train.run import Run
 from lorafit.train.trainer import LoraTrainer, total_steps
 
 

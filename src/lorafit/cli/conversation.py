@@ -14,7 +14,7 @@ from lorafit.errors import DataError
 from lorafit.evaluate.generate import Sampling, stream
 from lorafit.lora import disabled
 from lorafit.models import context_length
-from lorafit.train.run import Run
+from lorafit.run import Run
 
 
 @dataclass

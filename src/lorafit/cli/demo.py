@@ -8,7 +8,8 @@ from lorafit.cli.options import INTERRUPTED, JsonFlag, MaxSteps, OutputDir
 from lorafit.cli.output import Output, open_output
 
 if TYPE_CHECKING:
-    from lorafit.evaluate import Measured, Sample
+    from lorafit.evaluate import Sample
+    from lorafit.metrics import Measured
     from lorafit.train import Trained
 
 SHOWN = 3  # e-mails with both answers
@@ -27,8 +28,8 @@ def demo(output_dir: OutputDir = None, max_steps: MaxSteps = None, json: JsonFla
     from lorafit.cli.show import show_metrics, show_next, show_samples
     from lorafit.cli.train import run_training
     from lorafit.demo.task import HELD_OUT_ROWS, write_demo_data
+    from lorafit.run import free_directory
     from lorafit.train.memory import peak_memory_bytes
-    from lorafit.train.run import free_directory
 
     with open_output(json) as out:
         started = time.monotonic()
@@ -50,7 +51,7 @@ def demo(output_dir: OutputDir = None, max_steps: MaxSteps = None, json: JsonFla
             f"Took {seconds // 60:.0f} min {seconds % 60:.0f} s and at most {memory / 1e9:.1f} GB of memory."
         )
         show_next(out.console, directory, data=held_out_file)
-        from lorafit.evaluate import measured_to_dict
+        from lorafit.metrics import measured_to_dict
 
         out.result(
             {
@@ -85,7 +86,8 @@ def _measure(
 
     from lorafit.data import normalize, read
     from lorafit.demo.score import score
-    from lorafit.evaluate import as_prompt, paired, sample_answers, write_results
+    from lorafit.evaluate import Results, as_prompt, sample_answers
+    from lorafit.metrics import Scores
 
     rows = normalize(read([str(held_out_file)])).rows[:count]
     prompts = [as_prompt(row, trained.tokenizer, trained.template) for row in rows]
@@ -105,6 +107,8 @@ def _measure(
     ]
     valid = np.array([[base.valid, tuned.valid] for base, tuned in scores], dtype=float)
     fields = np.array([[base.field_accuracy, tuned.field_accuracy] for base, tuned in scores])
-    metrics = {"valid_json": paired(*valid.T), "field_accuracy": paired(*fields.T)}
-    write_results(trained.run.directory, metrics, samples)
-    return metrics, samples
+    scores = {"valid_json": Scores.of_sums(*valid.T), "field_accuracy": Scores.of_sums(*fields.T)}
+    recipe = trained.run.recipe
+    results = Results.of(scores, rows, recipe.evaluate, recipe.train.seed)
+    results.write(trained.run.directory, samples)
+    return results.metrics, samples

@@ -11,7 +11,7 @@ from lorafit.errors import RunError
 if TYPE_CHECKING:
     from datasets import Dataset
 
-    from lorafit.train import Run
+    from lorafit.run import Run
 
 
 def eval(
@@ -26,7 +26,7 @@ def eval(
 
     The figures for the run's own held-out rows go into its eval.json and samples.jsonl.
     """
-    from lorafit.train import Run
+    from lorafit.run import Run
 
     with open_output(json) as out:
         opened = Run.open(run)

@@ -32,7 +32,7 @@ def export(
     from dataclasses import asdict
 
     from lorafit.export import export as write
-    from lorafit.train.run import Run
+    from lorafit.run import Run
 
     with open_output(json) as out:
         exported = write(Run.open(run), to, output_dir, onto=onto)

@@ -10,7 +10,8 @@ from lorafit.cli.output import printable
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from lorafit.evaluate import ClassEvaluation, Evaluation, Measured, Sample, Verdict
+    from lorafit.evaluate import ClassEvaluation, Evaluation, Sample, Verdict
+    from lorafit.metrics import Measured
 
 PERCENT = {"accuracy", "token_accuracy", "valid_json", "field_accuracy"}
 SMALLER_IS_BETTER = {"loss", "perplexity"}
@@ -69,14 +70,14 @@ def show_samples(console: "Console", samples: "Sequence[Sample]") -> None:
 def show_evaluation(console: "Console", evaluation: "Evaluation") -> None:
     """All that the comparison of base and tuned model has to say."""
     comparison = evaluation.comparison
-    show_metrics(console, comparison.metrics, f"{comparison.rows} held-out rows ({comparison.tokens:,} tokens)")
+    show_metrics(console, evaluation.results.metrics, f"{comparison.rows} held-out rows ({comparison.tokens:,} tokens)")
     show_samples(console, evaluation.samples)
     show_verdict(console, evaluation.verdict)
 
 
 def show_class_evaluation(console: "Console", evaluation: "ClassEvaluation", samples: int) -> None:
     """All that the comparison of base and tuned classifier has to say."""
-    show_metrics(console, evaluation.metrics, f"{evaluation.rows} held-out rows")
+    show_metrics(console, evaluation.results.metrics, f"{evaluation.rows} held-out rows")
     console.print(
         f"The base model's head is untrained: its accuracy is chance. Always answering {evaluation.majority!r} is "
         f"right on {evaluation.majority_share:.1%}.",

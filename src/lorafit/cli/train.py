@@ -27,7 +27,8 @@ if TYPE_CHECKING:
     from lorafit.data import ClassSummary, Prepared, PreparedClasses, Template
     from lorafit.evaluate import ClassEvaluation, Evaluation
     from lorafit.recipe import Recipe
-    from lorafit.train import Run, Trained
+    from lorafit.run import Run
+    from lorafit.train import Trained
 
 
 def train(
@@ -104,7 +105,7 @@ def run_training(recipe: "Recipe", out: Output, *, resume: bool = False, force: 
 
 
 def _recipe_to_resume(run: Path | None, output_dir: Path | None) -> "Recipe":
-    from lorafit.train import Run
+    from lorafit.run import Run
 
     directory = run or output_dir
     if directory is None:

@@ -12,12 +12,12 @@ from torch.nn import functional as F
 from transformers import PreTrainedModel
 
 from lorafit.errors import ModelError
-from lorafit.evaluate.compare import Measured, measured_to_dict, paired
 from lorafit.evaluate.loss import TokenRows
-from lorafit.evaluate.results import write_results
+from lorafit.evaluate.results import Results
 from lorafit.evaluate.samples import Sample
 from lorafit.evaluate.verdict import Verdict, class_verdict
 from lorafit.lora import disabled
+from lorafit.metrics import Scores, measured_to_dict
 from lorafit.train.batches import Document, pad
 from lorafit.train.classification import ClassificationLoss
 from lorafit.train.loss import evaluating
@@ -47,7 +47,7 @@ class ClassEvaluation:
     """Base against tuned.
 
     Attributes:
-        metrics: `accuracy`, `macro_f1` and `loss` of both models.
+        results: `accuracy`, `macro_f1` and `loss` of both models.
         rows: how many.
         majority: the commonest class of the rows.
         majority_share: the accuracy of always answering it.
@@ -55,7 +55,7 @@ class ClassEvaluation:
         verdict: what it amounts to.
     """
 
-    metrics: dict[str, Measured]
+    results: Results
     rows: int
     majority: str
     majority_share: float
@@ -63,8 +63,8 @@ class ClassEvaluation:
     verdict: Verdict
 
     def write(self, directory: Path) -> None:
-        """Write `eval.json` and `samples.jsonl` into a run directory."""
-        write_results(directory, self.metrics, self.samples)
+        """Write `eval.json`, `eval_rows.json` and `samples.jsonl` into a run directory."""
+        self.results.write(directory, self.samples)
 
     def shown(self, count: int) -> list[Sample]:
         """`count` of the samples, spread evenly."""
@@ -74,7 +74,7 @@ class ClassEvaluation:
     def to_dict(self) -> dict[str, Any]:
         """What `--json` prints of it."""
         return {
-            "metrics": measured_to_dict(self.metrics),
+            "metrics": measured_to_dict(self.results.metrics),
             "rows": self.rows,
             "majority": {"class": self.majority, "share": self.majority_share},
             "verdict": {"kind": self.verdict.kind, "sentence": self.verdict.sentence},
@@ -114,16 +114,16 @@ def evaluate_classes(
     truth = np.array([held_out[i]["labels"][0] for i in range(len(held_out))])
     counts = np.bincount(truth, minlength=len(labels))
     majority = int(counts.argmax())
-    samples = settings.bootstrap_samples
     right = tuned.predicted == truth
-    metrics = {
-        "accuracy": paired(base.predicted == truth, right, samples=samples, seed=seed),
-        "macro_f1": paired_macro_f1(truth, base.predicted, tuned.predicted, samples=samples, seed=seed),
-        "loss": paired(base.loss, tuned.loss, samples=samples, seed=seed),
+    scores = {
+        "accuracy": Scores.of_sums(base.predicted == truth, right),
+        "macro_f1": macro_f1_scores(truth, base.predicted, tuned.predicted),
+        "loss": Scores.of_sums(base.loss, tuned.loss),
     }
-    beside_majority = paired(truth == majority, right, samples=samples, seed=seed)
+    results = Results.of(scores, rows, settings, seed)
+    beside_majority = Scores.of_sums(truth == majority, right).measured(samples=settings.bootstrap_samples, seed=seed)
     return ClassEvaluation(
-        metrics=metrics,
+        results=results,
         rows=len(rows),
         majority=labels[majority],
         majority_share=float(counts[majority] / len(truth)),
@@ -131,7 +131,7 @@ def evaluate_classes(
             Sample("\n".join(filter(None, (row.text, row.pair))), row.label, labels[int(before)], labels[int(after)])
             for row, before, after in zip(rows, base.predicted, tuned.predicted, strict=True)
         ],
-        verdict=class_verdict(metrics["accuracy"], beside_majority, labels[majority], len(rows), history),
+        verdict=class_verdict(results.metrics["accuracy"], beside_majority, labels[majority], len(rows), history),
     )
 
 
@@ -163,35 +163,22 @@ def class_scores(
     return ClassScores(losses, predicted)
 
 
-def paired_macro_f1(
-    truth: np.ndarray, base: np.ndarray, tuned: np.ndarray, *, samples: int = 1000, seed: int = 42
-) -> Measured:
-    """Macro F1 of two classifiers on the same rows, compared by the paired bootstrap (see `compare.paired`).
+def macro_f1_scores(truth: np.ndarray, base: np.ndarray, tuned: np.ndarray) -> Scores:
+    """Macro F1 of two classifiers on the same rows, averaged over the classes that `truth` has.
 
     Args:
         truth: class ids, (rows,).
         base: the base model's answers, (rows,).
         tuned: the tuned model's answers, (rows,).
-        samples: resamples.
-        seed: of the resampling.
-
-    Returns:
-        F1 (0 where a class is never right), averaged over the classes that `truth` has.
     """
-    rows = len(truth)
     classes = np.unique(truth)
-    drawn = np.random.default_rng(seed).multinomial(rows, np.full(rows, 1 / rows), size=samples)  # (samples, rows)
-    counts = np.concatenate([np.ones((1, rows)), drawn])  # the rows themselves, then the resamples
     is_class = (truth[:, None] == classes).astype(np.float64)  # (rows, classes)
 
-    def f1(predicted: np.ndarray) -> np.ndarray:
+    def statistics(predicted: np.ndarray) -> np.ndarray:
         says_class = (predicted[:, None] == classes).astype(np.float64)
-        right, total = counts @ (is_class * says_class), counts @ (is_class + says_class)  # (1 + samples, classes)
-        return (2 * right / np.maximum(total, 1)).mean(axis=1)
+        return np.concatenate([2 * is_class * says_class, is_class + says_class], axis=1)
 
-    before, after = f1(base), f1(tuned)
-    low, high = np.percentile((after - before)[1:], [2.5, 97.5])
-    return Measured(float(before[0]), float(after[0]), float(after[0] - before[0]), (float(low), float(high)))
+    return Scores(statistics(base), statistics(tuned), "macro_f1")
 
 
 def _batches(documents: Sequence[Document]) -> Iterator[list[int]]:

@@ -5,41 +5,93 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from hashlib import sha256
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from lorafit.evaluate.compare import Comparison, Measured, compare, measured_to_dict
+from lorafit.evaluate.compare import Comparison, compare
 from lorafit.evaluate.loss import TOKENS_A_BATCH, TokenRows
 from lorafit.evaluate.prompts import sample_prompts
 from lorafit.evaluate.samples import Sample, sample_answers
 from lorafit.evaluate.verdict import Verdict, verdict
+from lorafit.metrics import Measured, Scores, measured_to_dict
 from lorafit.models import context_length
+from lorafit.run import write_atomically
 from lorafit.train.fast import PLAIN, FastPath
-from lorafit.train.run import write_atomically
 
 if TYPE_CHECKING:
     from lorafit.data import Row, Template
     from lorafit.recipe import EvaluateSettings
 
 
+class Identified(Protocol):
+    """A row that can be told from others by its text: `Row`, `ClassRow`."""
+
+    @property
+    def identity(self) -> str: ...  # noqa: D102
+
+
+@dataclass(frozen=True)
+class Results:
+    """Base against tuned on the same rows.
+
+    Attributes:
+        scores: what each row adds to each metric.
+        metrics: the figures with their intervals.
+        rows_sha256: of the rows as text, so that two evaluations know whether they measured the same.
+    """
+
+    scores: dict[str, Scores]
+    metrics: dict[str, Measured]
+    rows_sha256: str
+
+    @classmethod
+    def of(
+        cls, scores: dict[str, Scores], rows: Sequence[Identified], settings: EvaluateSettings, seed: int
+    ) -> Results:
+        """The figures of `scores`, which were measured on `rows`."""
+        measured = {
+            name: score.measured(samples=settings.bootstrap_samples, seed=seed) for name, score in scores.items()
+        }
+        return cls(scores, measured, sha256("\x1c".join(row.identity for row in rows).encode()).hexdigest())
+
+    def write(self, directory: Path, samples: Sequence[Sample]) -> None:
+        """Write a run's `eval.json`, `eval_rows.json` and `samples.jsonl`, each whole or not at all."""
+        lines = [json.dumps(asdict(sample), ensure_ascii=False) + "\n" for sample in samples]
+        metrics = {name: score.to_dict() for name, score in self.scores.items()}
+        scored = {"rows_sha256": self.rows_sha256, "metrics": metrics}
+        write_atomically(directory / "samples.jsonl", "".join(lines))
+        write_atomically(directory / "eval_rows.json", json.dumps(scored, allow_nan=False) + "\n")
+        figures = json.dumps(measured_to_dict(self.metrics), indent=2, allow_nan=False)
+        write_atomically(directory / "eval.json", figures + "\n")
+
+
 @dataclass(frozen=True)
 class Evaluation:
-    """Base against tuned: figures, answers, and what they amount to."""
+    """Base against tuned.
 
+    Attributes:
+        results: scores and figures of each metric.
+        comparison: what the held-out rows count.
+        samples: answers side by side.
+        verdict: what it amounts to.
+    """
+
+    results: Results
     comparison: Comparison
     samples: list[Sample]
     verdict: Verdict
 
     def write(self, directory: Path) -> None:
-        """Write `eval.json` and `samples.jsonl` into a run directory."""
-        write_results(directory, self.comparison.metrics, self.samples)
+        """Write `eval.json`, `eval_rows.json` and `samples.jsonl` into a run directory."""
+        self.results.write(directory, self.samples)
 
     def to_dict(self) -> dict[str, Any]:
         """What `--json` prints of it."""
         return {
-            "metrics": measured_to_dict(self.comparison.metrics),
+            "metrics": measured_to_dict(self.results.metrics),
             "rows": self.comparison.rows,
             "tokens": self.comparison.tokens,
             "verdict": {"kind": self.verdict.kind, "sentence": self.verdict.sentence},
@@ -83,10 +135,9 @@ def evaluate(
         held_out,
         fast=fast,
         token_budget=token_budget,
-        bootstrap_samples=settings.bootstrap_samples,
-        seed=seed,
         on_rows=on_rows,
     )
+    results = Results.of(comparison.scores, rows, settings, seed)
     answers = sample_answers(
         model,
         tokenizer,
@@ -95,20 +146,5 @@ def evaluate(
         max_new_tokens=settings.max_new_tokens,
         on_rows=on_rows,
     )
-    return Evaluation(comparison, answers, verdict(comparison.metrics["loss"], comparison.rows, history))
-
-
-def write_results(directory: Path, metrics: Mapping[str, Measured], samples: Sequence[Sample]) -> None:
-    """Write a run's `eval.json` and `samples.jsonl`, each whole or not at all."""
-    lines = [json.dumps(asdict(sample), ensure_ascii=False) + "\n" for sample in samples]
-    write_atomically(directory / "samples.jsonl", "".join(lines))
-    write_atomically(directory / "eval.json", json.dumps(measured_to_dict(metrics), indent=2, allow_nan=False) + "\n")
-
-
-def read_samples(directory: Path) -> list[Sample]:
-    """The samples of a run directory; none where it was not evaluated."""
-    file = directory / "samples.jsonl"
-    if not file.exists():
-        return []
-    with file.open(encoding="utf-8") as lines:
-        return [Sample(**json.loads(line)) for line in lines]
+    judged = verdict(results.metrics["loss"], comparison.rows, history)
+    return Evaluation(results, comparison, answers, judged)

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from lorafit.evaluate.compare import Measured
+from lorafit.metrics import Measured
 
 RISE = 1.05  # the last validation loss lies this far above its minimum ...
 GAP = 0.8  # ... and the training loss below this share of it: learned by heart

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Literal, Protocol, cast, get_args
 from lorafit.errors import ConfigError
 
 if TYPE_CHECKING:
-    from lorafit.train.run import Run
+    from lorafit.run import Run
 
 Onto = Literal["original", "dequantized"]
 """The base weights: those of the base model's files, or what a quantized run made of them."""

@@ -1,17 +1,15 @@
-"""Training: `train` makes a run directory from a recipe, `Run` reads one. Imports torch only when `train` is used."""
+"""Training: `train` makes a run directory from a recipe. Imports torch only when it is used."""
 
 from typing import TYPE_CHECKING, Any
-
-from lorafit.train.run import Run
 
 if TYPE_CHECKING:
     from lorafit.train.fit import Trained, train
 
-__all__ = ["Run", "Trained", "train"]
+__all__ = ["Trained", "train"]
 
 
 def __getattr__(name: str) -> Any:
-    if name in ("train", "Trained"):
+    if name in __all__:
         from lorafit.train import fit
 
         return getattr(fit, name)

@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from transformers import TrainerCallback, TrainerState
 
-from lorafit.train.run import Run
+from lorafit.run import Run
 
 
 def evaluations(state: TrainerState) -> list[tuple[int, float]]:

@@ -19,13 +19,13 @@ from lorafit.errors import MissingExtraError, ModelError, PlanError, RunError
 from lorafit.lora import count_parameters, restore_adapter
 from lorafit.models import ResolvedModel, context_length, load_tokenizer, resolve
 from lorafit.recipe import Recipe
+from lorafit.run import Run, free_directory
 from lorafit.train.callbacks import KeepAdapter, ShowProgress, StopEarly, StopOnSignal, WriteMetrics, best_evaluation
 from lorafit.train.checkpoint import checkpoints_in, problems_of, step_of
 from lorafit.train.fast import PLAIN, FastPath, choose_fast_path
 from lorafit.train.memory import peak_memory_bytes, release_memory
 from lorafit.train.plan import Plan
 from lorafit.train.planned import plan_run
-from lorafit.train.run import Run, free_directory
 from lorafit.train.tasks import TASKS, check_optimizer
 from lorafit.train.trainer import LoraTrainer
 

@@ -16,8 +16,8 @@ import lorafit
 from lorafit.models import ResolvedModel
 from lorafit.models.cache import cache_directory, sha256
 from lorafit.recipe import Recipe
+from lorafit.run import write_atomically
 from lorafit.train.devices import Device
-from lorafit.train.run import write_atomically
 
 _log = logging.getLogger(__name__)
 PACKAGES = ("torch", "transformers", "tokenizers", "jinja2", "datasets")

@@ -13,10 +13,10 @@ from lorafit.errors import ConfigError, MissingExtraError, ModelError
 from lorafit.lora import LoraConfig, attach
 from lorafit.models import ResolvedModel, load_classifier, load_model, original_weights, pick_device
 from lorafit.recipe import Recipe
+from lorafit.run import LABELS_FILE
 from lorafit.train.classification import ClassificationLoss
 from lorafit.train.loss import DocumentLoss, LabelLoss
 from lorafit.train.rows import prepare_classes, prepare_rows
-from lorafit.train.run import LABELS_FILE
 
 
 class Rows(Protocol):

@@ -16,7 +16,7 @@ from lorafit.export.merged import proof, stream, whole
 from lorafit.export.merged.safetensors_file import weight_dtype, weight_files
 from lorafit.lora.peft_format import CONFIG_FILE
 from lorafit.models import load_model, resolve
-from lorafit.train.run import Run
+from lorafit.run import Run
 
 
 def export(run: Run, directory: Path, onto: Onto) -> Exported:

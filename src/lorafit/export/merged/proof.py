@@ -10,11 +10,10 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from lorafit.errors import ModelError
-from lorafit.evaluate.results import read_samples
 from lorafit.lora.base_weight import weights_in
+from lorafit.run import Run
 from lorafit.train.devices import usable_memory
 from lorafit.train.loss import evaluating
-from lorafit.train.run import Run
 
 # Share of the largest logit by which the files may differ from the adapter kept apart, by the dtype of their weights:
 # W0 + (alpha / r) BA is rounded to it once.
@@ -28,8 +27,8 @@ PLAIN_PROMPT = "The quick brown fox jumps over the lazy dog."  # for a run witho
 
 def held_out_prompts(run: Run, tokenizer: Any) -> list[list[int]]:
     """Token ids of the first held-out rows that the run answered."""
-    samples = read_samples(run.directory)[:PROMPTS]
-    texts = [f"{sample.prompt}\n{sample.reference or ''}" for sample in samples] or [PLAIN_PROMPT]
+    samples = run.samples[:PROMPTS]
+    texts = [f"{sample['prompt']}\n{sample['reference'] or ''}" for sample in samples] or [PLAIN_PROMPT]
     return [tokenizer(text)["input_ids"][:LONGEST] for text in texts]
 
 

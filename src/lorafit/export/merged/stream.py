@@ -33,7 +33,7 @@ from lorafit.lora.layers import LoraLayer
 from lorafit.lora.peft_format import WEIGHTS_FILE
 from lorafit.lora.state import lora_layers, saved_modules, state_of
 from lorafit.models import ResolvedModel, load_model
-from lorafit.train.run import Run
+from lorafit.run import Run
 
 Change = Callable[[Tensor], Tensor]
 """From a base tensor to what stands in its place, in the same dtype."""

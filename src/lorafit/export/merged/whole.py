@@ -19,7 +19,7 @@ from lorafit.lora.layers import kind_of
 from lorafit.lora.layers.base import wrap
 from lorafit.lora.state import lora_layers
 from lorafit.models.quiet import quiet_transformers
-from lorafit.train.run import Run
+from lorafit.run import Run
 
 
 def base_config(run: Run) -> dict[str, Any]:

@@ -54,7 +54,8 @@ class Run:
 
     `recipe.yaml` holds the settings, `run.json` state, versions and figures, `metrics.jsonl` an object a logged step,
     `adapter/` the best adapter so far in PEFT's format with its chat template or class names, `checkpoints/` what
-    `--resume` needs.
+    `--resume` needs, `updates.json` how large the learned update of each layer is. An evaluation adds `eval.json` (base
+    against tuned), `eval_rows.json` (what each row adds to each metric) and `samples.jsonl` (answers side by side).
 
     Attributes:
         directory: its path.
@@ -192,6 +193,34 @@ class Run:
         for line in path.read_text(encoding="utf-8").splitlines(keepends=True) if path.exists() else ():
             if line.endswith("\n"):
                 yield json.loads(line)
+
+    @property
+    def results(self) -> dict[str, Any]:
+        """`eval.json`: `{"metric": {"base", "tuned", "difference", "interval": [low, high]}}`; empty without it."""
+        return self._read("eval.json")
+
+    @property
+    def scored_rows(self) -> dict[str, Any]:
+        """`eval_rows.json`: `{"rows_sha256", "metrics": {"metric": Scores.to_dict()}}`; empty without it."""
+        return self._read("eval_rows.json")
+
+    @property
+    def updates(self) -> dict[str, Any]:
+        """`updates.json`: `{"layers": [{"module", "update_norm", "weight_norm"}]}`, Frobenius; empty without it."""
+        return self._read("updates.json")
+
+    @property
+    def samples(self) -> list[dict[str, Any]]:
+        """The lines of `samples.jsonl`: `prompt`, `reference` (or null), `base` and `tuned`; none without it."""
+        path = self.directory / "samples.jsonl"
+        if not path.exists():
+            return []
+        with path.open(encoding="utf-8") as lines:
+            return [json.loads(line) for line in lines]
+
+    def _read(self, name: str) -> dict[str, Any]:
+        path = self.directory / name
+        return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
 
     def rewind_metrics(self, step: int) -> None:
         """Drop what was logged after `step`: a resumed run logs it again."""

@@ -7,8 +7,7 @@ import pytest
 
 from lorafit.errors import RunError
 from lorafit.recipe import load_recipe
-from lorafit.train import Run
-from lorafit.train.run import free_directory, write_atomically
+from lorafit.run import Run, free_directory, write_atomically
 
 
 @pytest.fixture
@@ -104,7 +103,7 @@ def test_free_directory(tmp_path):
 
 HOLD = """
 import sys, time
-from lorafit.train.run import Run
+from lorafit.run import Run
 with Run.open(sys.argv[1]).held():
     print("held", flush=True)
     time.sleep(60)

@@ -1,0 +1,95 @@
+"""A metric of two models on the same rows, and the interval of its difference by the paired bootstrap."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from lorafit.metrics.figures import FIGURES
+
+DRAWN_AT_ONCE = 2**22  # numbers of the resampling held at a time: 32 MiB
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One figure of the base and the tuned model.
+
+    Attributes:
+        base: the figure of the base model.
+        tuned: the figure of the tuned model.
+        difference: tuned - base.
+        interval: the 95 % interval of the difference.
+    """
+
+    base: float
+    tuned: float
+    difference: float
+    interval: tuple[float, float]
+
+    @property
+    def beyond_chance(self) -> bool:
+        """Whether the interval of the difference leaves out zero."""
+        low, high = self.interval
+        return low > 0 or high < 0
+
+
+@dataclass(frozen=True)
+class Scores:
+    """What two models scored on the same rows, from which a figure and its interval are computed.
+
+    Attributes:
+        base: statistics of each row, of shape (rows, statistics), float64; they are summed over rows.
+        tuned: the same of the other model.
+        figure: name of the function of `FIGURES` that makes the metric of the sums.
+    """
+
+    base: np.ndarray
+    tuned: np.ndarray
+    figure: str = "ratio"
+
+    @classmethod
+    def of_sums(
+        cls, base: np.ndarray, tuned: np.ndarray, weights: np.ndarray | None = None, figure: str = "ratio"
+    ) -> "Scores":
+        """Of one sum a row and model, (rows,), and what it is divided by: tokens, fields; 1 if not given."""
+        weights = np.ones(len(base)) if weights is None else weights
+        base, tuned = (np.stack([sums, weights], axis=1).astype(np.float64) for sums in (base, tuned))
+        return cls(base, tuned, figure)
+
+    def measured(self, *, samples: int = 1000, seed: int = 42) -> Measured:
+        """Compare the models by the paired bootstrap.
+
+        Rows, not tokens, are drawn again with replacement (Efron & Tibshirani 1993, percentile interval): tokens of one
+        row go together, and each row keeps its pair of results, so that how hard it is cancels out.
+
+        Args:
+            samples: resamples.
+            seed: of the resampling.
+        """
+        figure, rows, random = FIGURES[self.figure], len(self.base), np.random.default_rng(seed)
+        share = np.full(rows, 1 / rows)
+        differences: list[float] = []
+        while len(differences) < samples:
+            count = min(samples - len(differences), max(1, DRAWN_AT_ONCE // rows))
+            drawn = random.multinomial(rows, share, size=count).astype(np.float64)  # how often each row: (count, rows)
+            differences += (figure(drawn @ self.tuned) - figure(drawn @ self.base)).tolist()
+        low, high = np.percentile(differences, [2.5, 97.5])
+        base, tuned = (float(figure(statistics.sum(axis=0))) for statistics in (self.base, self.tuned))
+        return Measured(base, tuned, tuned - base, (float(low), float(high)))
+
+    def to_dict(self) -> dict[str, Any]:
+        """As `eval_rows.json` holds it."""
+        return {"figure": self.figure, "base": self.base.tolist(), "tuned": self.tuned.tolist()}
+
+    @classmethod
+    def from_dict(cls, value: Mapping[str, Any]) -> "Scores":
+        """From `eval_rows.json`."""
+        return cls(
+            np.array(value["base"], dtype=np.float64), np.array(value["tuned"], dtype=np.float64), value["figure"]
+        )
+
+
+def measured_to_dict(metrics: Mapping[str, Measured]) -> dict[str, Any]:
+    """What `eval.json` holds: `{"metric": {"base", "tuned", "difference", "interval": [low, high]}}`."""
+    return {name: {**asdict(value), "interval": list(value.interval)} for name, value in metrics.items()}

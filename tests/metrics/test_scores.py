@@ -1,0 +1,51 @@
+import json
+
+import numpy as np
+import pytest
+
+from lorafit.metrics import Scores
+
+
+def test_interval_equals_a_loop_over_resamples():
+    rng = np.random.default_rng(1)
+    base, tuned, weights = rng.normal(2, 1, 40), rng.normal(1.5, 1, 40), rng.integers(1, 9, 40).astype(float)
+    found = Scores.of_sums(base, tuned, weights).measured(samples=20000, seed=3)
+    differences = []
+    for _ in range(20000):
+        drawn = rng.integers(0, 40, 40)
+        differences.append((tuned[drawn].sum() - base[drawn].sum()) / weights[drawn].sum())
+    assert found.interval == pytest.approx(tuple(np.percentile(differences, [2.5, 97.5])), abs=0.01)
+
+
+def test_interval_covers_the_truth_95_times_in_a_hundred():
+    rng = np.random.default_rng(0)
+    truth, covered, trials = -0.3, 0, 600
+    for trial in range(trials):
+        difficulty = rng.normal(2, 2, 80)  # shared by both models: pairing must cancel it
+        base, tuned = difficulty + rng.normal(0, 1, 80), difficulty + truth + rng.normal(0, 1, 80)
+        low, high = Scores.of_sums(base, tuned).measured(samples=500, seed=trial).interval
+        covered += low <= truth <= high
+    assert 0.92 <= covered / trials <= 0.97
+
+
+def test_same_seed_same_interval_and_equal_models_have_none():
+    scores = np.random.default_rng(0).normal(size=30)
+    better = Scores.of_sums(scores, scores * 2)
+    assert better.measured(seed=5) == better.measured(seed=5) != better.measured(seed=6)
+    equal = Scores.of_sums(scores, scores).measured()
+    assert equal.interval == (0.0, 0.0) and not equal.beyond_chance
+
+
+def test_many_rows_are_drawn_in_parts(monkeypatch: pytest.MonkeyPatch):
+    base, tuned = np.random.default_rng(0).normal(size=(2, 50))
+    whole = Scores.of_sums(base, tuned).measured(samples=100)
+    monkeypatch.setattr("lorafit.metrics.scores.DRAWN_AT_ONCE", 50 * 7)  # 14 parts of 7 and one of 2
+    assert Scores.of_sums(base, tuned).measured(samples=100) == whole
+
+
+def test_scores_are_read_back():
+    scores = Scores(np.array([[1.0, 2.0]]), np.array([[0.1, 4.0]]), "perplexity")
+    found = Scores.from_dict(json.loads(json.dumps(scores.to_dict())))
+    np.testing.assert_array_equal(found.base, scores.base)
+    np.testing.assert_array_equal(found.tuned, scores.tuned)
+    assert found.figure == "perplexity" and found.measured() == scores.measured()
