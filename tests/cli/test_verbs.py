@@ -23,7 +23,7 @@ def test_train_writes_the_comparison(tiny_run: Path):
     assert loss["tuned"] < 0.8 * loss["base"] and loss["interval"][1] < 0
     assert loss["difference"] == pytest.approx(loss["tuned"] - loss["base"])
     samples = Run(tiny_run).samples
-    assert len(samples) == 3
+    assert len(samples) == 4  # three spread evenly, and one whose loss fell more
     assert samples[0]["prompt"].startswith("Greet guest") and samples[0]["reference"].startswith("Hello, guest")
     assert samples[0]["base"] != samples[0]["tuned"]
 

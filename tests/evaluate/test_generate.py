@@ -62,6 +62,16 @@ def test_batched_equals_one_by_one(make):
     assert len({len(answer) for answer in expected}) > 2  # answers end at different places
 
 
+@pytest.mark.parametrize("make", [gpt2, gemma3])
+def test_beams_in_a_batch_are_those_of_each_prompt_alone(make):
+    model, beams = sharpened(make), Sampling(num_beams=4)
+    found = generate(model, PROMPTS, stop_token_ids=STOPS, max_new_tokens=12, sampling=beams)
+    alone = [
+        generate(model, [prompt], stop_token_ids=STOPS, max_new_tokens=12, sampling=beams)[0] for prompt in PROMPTS
+    ]
+    assert found == alone != generate(model, PROMPTS, stop_token_ids=STOPS, max_new_tokens=12)
+
+
 def test_the_models_own_sampling_settings_do_not_touch_greedy_answers():
     model = sharpened(gpt2)
     expected = generate(model, PROMPTS, stop_token_ids=STOPS, max_new_tokens=8)

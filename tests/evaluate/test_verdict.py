@@ -24,13 +24,13 @@ def history(validation: list[float], train_end: float) -> list[dict[str, float]]
     ],
 )
 def test_the_interval_decides(loss, kind, words):
-    found = verdict(loss, 64, history([1.5, 1.2, 1.0], train_end=0.9))
+    found = verdict("loss", loss, "64 held-out rows", history([1.5, 1.2, 1.0], train_end=0.9))
     assert found.kind == kind
     assert words in str(found)
 
 
 def test_validation_that_rises_while_training_falls_is_overfitting():
-    found = verdict(GAIN, 64, history([1.4, 1.0, 1.3], train_end=0.2))
+    found = verdict("loss", GAIN, "64 held-out rows", history([1.4, 1.0, 1.3], train_end=0.2))
     assert found.kind == "overfitted"
     assert "after step 20 the validation loss rose from 1.000 to 1.300 at step 30" in str(found)
     assert "training loss went down to 0.200" in str(found)
@@ -47,4 +47,15 @@ def test_validation_that_rises_while_training_falls_is_overfitting():
     ],
 )
 def test_what_is_not_overfitting(lines):
-    assert verdict(GAIN, 64, lines).kind == "improved"
+    assert verdict("loss", GAIN, "64 held-out rows", lines).kind == "improved"
+
+
+def test_a_metric_that_shall_rise_is_judged_the_other_way_round():
+    rise, fall = Measured(3.0, 40.0, 37.0, (30.0, 44.0)), Measured(40.0, 3.0, -37.0, (-44.0, -30.0))
+    found = verdict("bleu", rise, "64 held-out prompts")
+    assert found.kind == "improved"
+    expected = "BLEU on 64 held-out prompts 3.0 before, 40.0 after (+37.0, 95 % interval +30.0 to +44.0)"
+    assert expected in found.sentence
+    assert verdict("bleu", fall, "64 held-out prompts").kind == "worse"
+    overfitted = verdict("bleu", rise, "9 rows", history([1.0, 1.3], train_end=0.2))
+    assert overfitted.kind == "overfitted" and "is better than the base model" in overfitted.sentence

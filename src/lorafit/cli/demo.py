@@ -82,16 +82,14 @@ def _measure(
     trained: "Trained", held_out_file: Path, count: int, out: Output
 ) -> "tuple[dict[str, Measured], list[Sample]]":
     """Both models' answers to `count` e-mails: valid JSON rate and field accuracy; written into the run."""
-    import numpy as np
-
     from lorafit.data import normalize, read
-    from lorafit.demo.score import score
-    from lorafit.evaluate import Results, as_prompt, sample_answers
-    from lorafit.metrics import Scores
+    from lorafit.evaluate import Results, as_prompt, sample_answers, scored
+    from lorafit.metrics.answers import answer_metric
 
     rows = normalize(read([str(held_out_file)])).rows[:count]
     prompts = [as_prompt(row, trained.tokenizer, trained.template) for row in rows]
-    longest = max(len(trained.tokenizer(prompt.reference or "")["input_ids"]) for prompt in prompts)
+    answers = (answer for prompt in prompts for answer in prompt.references)
+    longest = max(len(trained.tokenizer(answer)["input_ids"]) for answer in answers)
     with out.progress("Base against tuned", 2 * count) as on_rows:
         samples = sample_answers(
             trained.model,
@@ -102,12 +100,7 @@ def _measure(
             batch_size=count,
             on_rows=on_rows,
         )
-    scores = [
-        (score(sample.base, sample.reference or ""), score(sample.tuned, sample.reference or "")) for sample in samples
-    ]
-    valid = np.array([[base.valid, tuned.valid] for base, tuned in scores], dtype=float)
-    fields = np.array([[base.field_accuracy, tuned.field_accuracy] for base, tuned in scores])
-    scores = {"valid_json": Scores.of_sums(*valid.T), "field_accuracy": Scores.of_sums(*fields.T)}
+    scores, samples = scored(samples, [answer_metric("json_fields")])
     recipe = trained.run.recipe
     results = Results.of(scores, rows, recipe.evaluate, recipe.train.seed)
     results.write(trained.run.directory, samples)

@@ -64,7 +64,7 @@ def _text(run: "Run", files: list[str], out: Output) -> dict[str, Any]:
     evaluation = evaluate_text(run, model, tokenizer, template, prepared, out, history=history)
     if not files:
         evaluation.write(run.directory)
-    show_evaluation(out.console, evaluation)
+    show_evaluation(out.console, evaluation, recipe.evaluate)
     return evaluation.to_dict()
 
 

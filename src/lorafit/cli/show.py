@@ -12,9 +12,8 @@ if TYPE_CHECKING:
 
     from lorafit.evaluate import ClassEvaluation, Evaluation, Sample, Verdict
     from lorafit.metrics import Measured
+    from lorafit.recipe import EvaluateSettings
 
-PERCENT = {"accuracy", "token_accuracy", "valid_json", "field_accuracy"}
-SMALLER_IS_BETTER = {"loss", "perplexity"}
 PROMPT_CHARACTERS = 400  # of a sample's prompt: its end is nearest to the answer
 
 
@@ -23,28 +22,23 @@ def show_metrics(console: "Console", metrics: "Mapping[str, Measured]", rows: st
     from rich import box
     from rich.table import Table
 
+    from lorafit.metrics import better, spelled, written
+
     table = Table(title=f"Base against tuned on {rows}", box=box.SIMPLE_HEAD, title_justify="left", title_style="bold")
     table.add_column("")
     for heading in ("base", "tuned", "difference", "95 % interval"):
         table.add_column(heading, justify="right", no_wrap=True)
     for name, value in metrics.items():
         low, high = value.interval
-        better = (value.difference < 0) == (name in SMALLER_IS_BETTER)
-        style = ("green" if better else "red") if value.beyond_chance else ""
+        style = ("green" if better(name, value.difference) else "red") if value.beyond_chance else ""
         table.add_row(
-            name.replace("_", " ").replace("json", "JSON"),
-            _figure(name, value.base),
-            _figure(name, value.tuned),
-            f"[{style}]{_figure(name, value.difference, '+')}[/]" if style else _figure(name, value.difference, "+"),
-            f"{_figure(name, low, '+')} to {_figure(name, high, '+')}",
+            spelled(name),
+            written(name, value.base),
+            written(name, value.tuned),
+            f"[{style}]{written(name, value.difference, '+')}[/]" if style else written(name, value.difference, "+"),
+            f"{written(name, low, '+')} to {written(name, high, '+')}",
         )
     console.print(table)
-
-
-def _figure(name: str, value: float, sign: str = "") -> str:
-    if name in PERCENT:
-        return f"{100 * value:{sign}.1f} %"
-    return f"{value:{sign}.3f}" if abs(value) < 1000 else f"{value:{sign},.0f}"
 
 
 def show_samples(console: "Console", samples: "Sequence[Sample]") -> None:
@@ -67,11 +61,22 @@ def show_samples(console: "Console", samples: "Sequence[Sample]") -> None:
         console.print(table)
 
 
-def show_evaluation(console: "Console", evaluation: "Evaluation") -> None:
+def show_evaluation(console: "Console", evaluation: "Evaluation", settings: "EvaluateSettings") -> None:
     """All that the comparison of base and tuned model has to say."""
-    comparison = evaluation.comparison
-    show_metrics(console, evaluation.results.metrics, f"{comparison.rows} held-out rows ({comparison.tokens:,} tokens)")
-    show_samples(console, evaluation.samples)
+    from lorafit.metrics import spelled
+
+    comparison, count = evaluation.comparison, settings.samples
+    rows = f"{comparison.rows} held-out rows ({comparison.tokens:,} tokens)"
+    show_metrics(console, evaluation.results.metrics, rows)
+    if evaluation.answered:
+        beams = f"beam search, {settings.num_beams} beams" if settings.num_beams > 1 else "greedy"
+        metrics = ", ".join(spelled(name) for name in evaluation.answer_metrics)
+        console.print(f"{metrics}: answers to {evaluation.answered} prompts ({beams}).", markup=False)
+    show_samples(console, evaluation.samples[:count])
+    for change, samples in zip(("better", "worse"), evaluation.changed(count), strict=True):
+        if samples:
+            console.print(f"Got most {change} (by {spelled(evaluation.main)})", style="bold", markup=False)
+            show_samples(console, samples)
     show_verdict(console, evaluation.verdict)
 
 

@@ -122,7 +122,7 @@ def _evaluate(trained: "Trained", out: Output) -> dict[str, Any]:
     if isinstance(prepared, Prepared):
         evaluation = evaluate_text(run, model, trained.tokenizer, trained.template, prepared, out, history=history)
         evaluation.write(run.directory)
-        show_evaluation(out.console, evaluation)
+        show_evaluation(out.console, evaluation, recipe.evaluate)
     else:
         evaluation = evaluate_classification(model, prepared, recipe, out, history=history)
         evaluation.write(run.directory)
@@ -171,7 +171,7 @@ def evaluate_text(
     from lorafit.train.fast import FastPath
 
     recipe, rows = run.recipe, prepared.held_out_rows
-    with out.progress("Base against tuned", 2 * (len(rows) + recipe.evaluate.samples)) as on_rows:
+    with out.progress("Base against tuned", 2 * (len(rows) + recipe.evaluate.answers_at_most(len(rows)))) as on_rows:
         return evaluate(
             model,
             tokenizer,

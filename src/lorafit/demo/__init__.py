@@ -1,6 +1,5 @@
 """`lorafit demo`: messy customer e-mails to JSON, a task whose gain anyone can see."""
 
-from .score import Score, score
 from .task import DEMO_RECIPE, HELD_OUT_ROWS, SEED, TRAIN_ROWS, write_demo_data
 
-__all__ = ["DEMO_RECIPE", "HELD_OUT_ROWS", "SEED", "TRAIN_ROWS", "Score", "score", "write_demo_data"]
+__all__ = ["DEMO_RECIPE", "HELD_OUT_ROWS", "SEED", "TRAIN_ROWS", "write_demo_data"]

@@ -4,10 +4,10 @@ from lorafit.evaluate.classes import ClassEvaluation, evaluate_classes
 from lorafit.evaluate.compare import Comparison, compare, loss_scores
 from lorafit.evaluate.generate import GREEDY, Sampling, generate, stream
 from lorafit.evaluate.loss import RowLosses, row_losses
-from lorafit.evaluate.prompts import as_prompt, sample_prompts
+from lorafit.evaluate.prompts import Questions, as_prompt
 from lorafit.evaluate.results import Evaluation, Results, evaluate
 from lorafit.evaluate.rows import held_out_classes, held_out_rows
-from lorafit.evaluate.samples import Prompt, Sample, sample_answers
+from lorafit.evaluate.samples import Prompt, Sample, sample_answers, scored
 from lorafit.evaluate.verdict import Verdict, verdict
 
 __all__ = [
@@ -16,6 +16,7 @@ __all__ = [
     "Comparison",
     "Evaluation",
     "Prompt",
+    "Questions",
     "Results",
     "RowLosses",
     "Sample",
@@ -31,7 +32,7 @@ __all__ = [
     "loss_scores",
     "row_losses",
     "sample_answers",
-    "sample_prompts",
+    "scored",
     "stream",
     "verdict",
 ]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -78,7 +78,7 @@ class ClassEvaluation:
             "rows": self.rows,
             "majority": {"class": self.majority, "share": self.majority_share},
             "verdict": {"kind": self.verdict.kind, "sentence": self.verdict.sentence},
-            "samples": [asdict(sample) for sample in self.samples],
+            "samples": [sample.to_dict() for sample in self.samples],
         }
 
 

@@ -18,11 +18,13 @@ class Sampling:
         temperature: 0 takes the likeliest token; 1 samples from the model's own distribution.
         top_p: sample only among the likeliest tokens that together hold this probability, in (0, 1].
         seed: of the sampling.
+        num_beams: above 1, the likeliest of so many continuations kept side by side (beam search).
     """
 
     temperature: float = 0.0
     top_p: float = 1.0
     seed: int = 42
+    num_beams: int = 1
 
 
 GREEDY = Sampling()
@@ -61,6 +63,7 @@ def generate(
     config = GenerationConfig(
         max_new_tokens=max_new_tokens,
         do_sample=sampling.temperature > 0,
+        num_beams=sampling.num_beams,
         temperature=sampling.temperature or 1.0,
         top_p=sampling.top_p,
         top_k=50 if sampling.temperature == 0 else 0,  # transformers' neutral value of each kind: no top-k

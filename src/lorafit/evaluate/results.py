@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+import numpy as np
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lorafit.evaluate.compare import Comparison, compare
+from lorafit.evaluate.generate import Sampling
 from lorafit.evaluate.loss import TOKENS_A_BATCH, TokenRows
-from lorafit.evaluate.prompts import sample_prompts
-from lorafit.evaluate.samples import Sample, sample_answers
+from lorafit.evaluate.prompts import Questions
+from lorafit.evaluate.samples import Sample, sample_answers, scored
 from lorafit.evaluate.verdict import Verdict, verdict
-from lorafit.metrics import Measured, Scores, measured_to_dict
+from lorafit.metrics import FIGURES, Measured, Scores, better, measured_to_dict
+from lorafit.metrics.answers import answer_metric
 from lorafit.models import context_length
 from lorafit.run import write_atomically
 from lorafit.train.fast import PLAIN, FastPath
@@ -59,7 +62,7 @@ class Results:
 
     def write(self, directory: Path, samples: Sequence[Sample]) -> None:
         """Write a run's `eval.json`, `eval_rows.json` and `samples.jsonl`, each whole or not at all."""
-        lines = [json.dumps(asdict(sample), ensure_ascii=False) + "\n" for sample in samples]
+        lines = [json.dumps(sample.to_dict(), ensure_ascii=False) + "\n" for sample in samples]
         metrics = {name: score.to_dict() for name, score in self.scores.items()}
         scored = {"rows_sha256": self.rows_sha256, "metrics": metrics}
         write_atomically(directory / "samples.jsonl", "".join(lines))
@@ -75,14 +78,38 @@ class Evaluation:
     Attributes:
         results: scores and figures of each metric.
         comparison: what the held-out rows count.
-        samples: answers side by side.
+        samples: answers side by side; first those spread evenly over the rows.
+        main: the metric that the verdict is about.
         verdict: what it amounts to.
     """
 
     results: Results
     comparison: Comparison
     samples: list[Sample]
+    main: str
     verdict: Verdict
+
+    @property
+    def answered(self) -> int:
+        """Prompts whose answers the metrics judge; 0 without such metrics."""
+        return len(self.results.scores[self.main].base) if self.main != "loss" else 0
+
+    @property
+    def answer_metrics(self) -> list[str]:
+        """Names of the metrics that judge answers."""
+        return [name for name in self.results.metrics if name not in self.comparison.scores]
+
+    def changed(self, count: int) -> tuple[list[Sample], list[Sample]]:
+        """Up to `count` samples that got most better, and that got most worse, by the main metric of each alone."""
+        sign = 1 if better(self.main, 1) else -1
+
+        def gain(sample: Sample) -> float:
+            base, tuned = sample.scores[self.main]
+            return sign * (tuned - base)
+
+        known = sorted((sample for sample in self.samples if self.main in sample.scores), key=gain, reverse=True)
+        best, worst = known[:count], known[::-1][:count]
+        return [sample for sample in best if gain(sample) > 0], [sample for sample in worst if gain(sample) < 0]
 
     def write(self, directory: Path) -> None:
         """Write `eval.json`, `eval_rows.json` and `samples.jsonl` into a run directory."""
@@ -94,8 +121,9 @@ class Evaluation:
             "metrics": measured_to_dict(self.results.metrics),
             "rows": self.comparison.rows,
             "tokens": self.comparison.tokens,
+            "answered": self.answered,
             "verdict": {"kind": self.verdict.kind, "sentence": self.verdict.sentence},
-            "samples": [asdict(sample) for sample in self.samples],
+            "samples": [sample.to_dict() for sample in self.samples],
         }
 
 
@@ -113,7 +141,7 @@ def evaluate(
     history: Iterable[Mapping[str, Any]] = (),
     on_rows: Callable[[int], None] = lambda done: None,
 ) -> Evaluation:
-    """Compare base and tuned model on held-out rows, and let both answer a few of them.
+    """Compare base and tuned model on held-out rows, and let both answer some of them.
 
     Args:
         model: with the adapter active; it is the same afterwards.
@@ -121,30 +149,41 @@ def evaluate(
         template: the one it was trained with.
         held_out: rows with `input_ids` and `labels`.
         rows: the same rows as messages or text, in the same order.
-        settings: how many samples, of which length; resamples behind each interval.
+        settings: metrics of the answers, how many are generated, of which length; resamples behind each interval.
         fast: the parts that are exact for this model, as training chose them.
         token_budget: tokens computed at a time for the figures; a longer row goes alone.
         seed: of the resampling.
         history: the lines of `metrics.jsonl`; without them overfitting is not judged.
-        on_rows: told how many rows each batch has finished: twice the rows, then twice the samples.
+        on_rows: told how many rows each batch has finished: twice the rows, then twice the prompts.
+
+    Raises:
+        MissingExtraError: a metric's package is not installed.
+        ConfigError: a user's own metric fails.
+        DataError: a metric cannot judge by these references.
     """
-    context = context_length(model)
+    metrics = [answer_metric(name) for name in settings.metrics]
+    comparison = compare(model, held_out, fast=fast, token_budget=token_budget, on_rows=on_rows)
+    loss, context = comparison.scores["loss"], context_length(model)
+    losses = np.stack([FIGURES[loss.figure](side) for side in (loss.base, loss.tuned)], axis=1)
     longest = None if context is None else context - settings.max_new_tokens
-    comparison = compare(
-        model,
-        held_out,
-        fast=fast,
-        token_budget=token_budget,
-        on_rows=on_rows,
-    )
-    results = Results.of(comparison.scores, rows, settings, seed)
-    answers = sample_answers(
+    questions = Questions(rows, tokenizer, template, longest, losses)
+    if metrics:
+        wanted = len(questions) if settings.generated_rows is None else settings.generated_rows
+        prompts = questions.spread(max(wanted, settings.samples))
+    else:
+        prompts = questions.spread(settings.samples) | questions.changed_most(settings.samples)
+    samples = sample_answers(
         model,
         tokenizer,
-        sample_prompts(rows, tokenizer, template, settings.samples, longest),
+        list(prompts.values()),
         stop_token_ids=template.stop_token_ids,
         max_new_tokens=settings.max_new_tokens,
+        sampling=Sampling(num_beams=settings.num_beams),
         on_rows=on_rows,
     )
-    judged = verdict(results.metrics["loss"], comparison.rows, history)
-    return Evaluation(results, comparison, answers, judged)
+    answer_scores, samples = scored(samples, metrics)
+    results = Results.of({**comparison.scores, **answer_scores}, rows, settings, seed)
+    main = next(iter(answer_scores), "loss")
+    counted = f"{comparison.rows} held-out rows" if main == "loss" else f"{len(samples)} held-out prompts"
+    judged = verdict(main, results.metrics[main], counted, history)
+    return Evaluation(results, comparison, samples, main, judged)

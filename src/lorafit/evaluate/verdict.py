@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from lorafit.metrics import Measured
+from lorafit.metrics import Measured, better, spelled, written
 
 RISE = 1.05  # the last validation loss lies this far above its minimum ...
 GAP = 0.8  # ... and the training loss below this share of it: learned by heart
@@ -22,27 +22,30 @@ class Verdict:
         return self.sentence
 
 
-def verdict(loss: Measured, rows: int, history: Iterable[Mapping[str, Any]] = ()) -> Verdict:
+def verdict(name: str, found: Measured, counted: str, history: Iterable[Mapping[str, Any]] = ()) -> Verdict:
     """Judge a run.
 
     Args:
-        loss: the held-out loss of base and tuned model.
-        rows: how many held-out rows that is.
+        name: the metric to judge by.
+        found: its figure of base and tuned model.
+        counted: what it was measured on: "64 held-out rows".
         history: the lines of `metrics.jsonl`, to see whether it overfitted.
     """
-    low, high = loss.interval
+    low, high = found.interval
     change = (
-        f"loss on {rows} held-out rows {loss.base:.3f} before, {loss.tuned:.3f} after "
-        f"({loss.difference:+.3f}, 95 % interval {low:+.3f} to {high:+.3f})"
+        f"{spelled(name)} on {counted} {written(name, found.base)} before, {written(name, found.tuned)} after "
+        f"({written(name, found.difference, '+')}, 95 % interval {written(name, low, '+')} to "
+        f"{written(name, high, '+')})"
     )
+    gained, lost = (found.beyond_chance and better(name, sign * found.difference) for sign in (1, -1))
     if overfit := _overfit(list(history)):
-        gain = "better than" if high < 0 else "worse than" if low > 0 else "no better than"
+        gain = "better than" if gained else "worse than" if lost else "no better than"
         return Verdict(
             "overfitted", f"Overfitted: {overfit} The adapter that was kept is {gain} the base model: {change}."
         )
-    if high < 0:
+    if gained:
         return Verdict("improved", f"Improved: {change}.")
-    if low > 0:
+    if lost:
         return Verdict(
             "worse",
             f"Worse than the base model: {change}. A lower learning rate or cleaner rows may help.",

@@ -4,6 +4,8 @@ from collections.abc import Callable
 
 import numpy as np
 
+from lorafit.metrics.extra import needing_extra
+
 Figure = Callable[[np.ndarray], np.ndarray]
 
 
@@ -27,4 +29,31 @@ def macro_f1(sums: np.ndarray) -> np.ndarray:
     return (twice_right / np.maximum(said_and_true, 1)).mean(axis=-1)
 
 
-FIGURES: dict[str, Figure] = {"ratio": ratio, "perplexity": perplexity, "macro_f1": macro_f1}
+def bleu(sums: np.ndarray) -> np.ndarray:
+    """Sacrebleu's corpus BLEU from lengths of answers and references, right n-grams and all n-grams of four orders."""
+    with needing_extra("bleu"):
+        from sacrebleu.metrics.bleu import BLEU
+
+    def one(counts: np.ndarray) -> float:
+        sys_len, ref_len, *grams = (int(count) for count in counts)
+        return BLEU.compute_bleu(grams[:4], grams[4:], sys_len, ref_len, smooth_method="exp").score  # its default
+
+    return np.apply_along_axis(one, -1, sums)
+
+
+def chrf(sums: np.ndarray) -> np.ndarray:
+    """Sacrebleu's corpus chrF from n-grams of answers, of references and of both, for each order."""
+    with needing_extra("chrf"):
+        from sacrebleu.metrics.chrf import CHRF
+
+    metric = CHRF()
+    return np.apply_along_axis(lambda counts: metric._compute_f_score(counts.tolist()), -1, sums)
+
+
+FIGURES: dict[str, Figure] = {
+    "ratio": ratio,
+    "perplexity": perplexity,
+    "macro_f1": macro_f1,
+    "bleu": bleu,
+    "chrf": chrf,
+}

@@ -215,21 +215,58 @@ class LoraSettings(Settings):
 class EvaluateSettings(Settings):
     """The comparison of base and tuned model on the held-out rows, at the end."""
 
-    samples: int = Field(default=3, ge=0, description="Held-out rows answered by both models, side by side.")
+    samples: int = Field(
+        default=3,
+        ge=0,
+        description="Held-out rows shown with both models' answers, and as many that got most better, and most worse.",
+    )
+    metrics: Annotated[list[str], BeforeValidator(one_or_list)] = Field(
+        default_factory=list,
+        description="Metrics of generated answers, the one that decides first: exact_match, json_fields, bleu, chrf, "
+        "rouge (pip install 'lorafit[metrics]'; bleu:zh takes another of sacrebleu's tokenizers), or your own as "
+        "file.py:function, called with an answer and the list of its references. Empty: the loss decides.",
+    )
+    generated_rows: Annotated[int, Field(ge=1)] | None = Field(
+        default=64,
+        description="Different held-out prompts that are answered for these metrics, spread evenly; null is all.",
+    )
+    num_beams: int = Field(
+        default=1, ge=1, description="Beams of the answers' search; 1 is greedy, above it is slower and often better."
+    )
     max_new_tokens: int = Field(default=128, ge=1, description="Longest answer, in tokens.")
     bootstrap_samples: int = Field(
         default=1000, ge=100, description="Resamples of the rows for the 95 % interval of each difference."
     )
 
+    def answers_at_most(self, rows: int) -> int:
+        """How many of `rows` prompts each model answers, at most."""
+        asked = self.generated_rows if self.metrics else 3 * self.samples
+        return rows if asked is None else min(asked, rows)
+
+    @field_validator("metrics")
+    @classmethod
+    def _known_metrics(cls, value: list[str]) -> list[str]:
+        if not value:
+            return value
+        from lorafit.metrics.answers import problem_of  # numpy, which reading a recipe does without
+
+        if problems := [problem for problem in map(problem_of, value) if problem]:
+            raise ValueError("; ".join(problems))
+        return value
+
 
 TASK_TYPES = {"sft": "CAUSAL_LM", "classification": "SEQ_CLS"}
 """PEFT's names of the tasks."""
-_DATA_OF_ONE_TASK = {
-    "format": "sft",
-    "train_on": "sft",
-    "chat_template": "sft",
-    "text_column": "classification",
-    "label_column": "classification",
+_OF_ONE_TASK = {
+    "data.format": "sft",
+    "data.train_on": "sft",
+    "data.chat_template": "sft",
+    "data.text_column": "classification",
+    "data.label_column": "classification",
+    "evaluate.metrics": "sft",
+    "evaluate.generated_rows": "sft",
+    "evaluate.max_new_tokens": "sft",
+    "evaluate.num_beams": "sft",
 }
 
 
@@ -255,10 +292,12 @@ class Recipe(Settings):
     @model_validator(mode="after")
     def _fits_the_task(self) -> Recipe:
         problems = []
-        for name, task in _DATA_OF_ONE_TASK.items():
-            value = getattr(self.data, name)
-            if task != self.task and value != DataSettings.model_fields[name].get_default(call_default_factory=True):
-                problems.append(f"data.{name} = {value!r} is for task {task}, not for {self.task}: leave it out")
+        for path, task in _OF_ONE_TASK.items():
+            section, name = path.split(".")
+            settings = getattr(self, section)
+            value = getattr(settings, name)
+            if task != self.task and value != type(settings).model_fields[name].get_default(call_default_factory=True):
+                problems.append(f"{path} = {value!r} is for task {task}, not for {self.task}: leave it out")
         if self.lora.task_type not in (None, TASK_TYPES[self.task]):
             problems.append(f"lora.task_type is {TASK_TYPES[self.task]} for task {self.task}: leave it out")
         if self.lora.init_lora_weights == "loftq" and self.model.quantize in ("none", "auto"):

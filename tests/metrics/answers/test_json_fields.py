@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lorafit.demo.emails import FIELDS, HELD_OUT, write_rows
-from lorafit.demo.score import score
+from lorafit.metrics.answers.json_fields import score
 
 REFERENCE = (
     '{"request":"refund","name":"Anna Berger","product":"desk lamp","order":"KX-48213","date":null,"amount":89.9}'
