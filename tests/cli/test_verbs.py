@@ -39,6 +39,33 @@ def test_train_tells_the_whole_story(
     assert "\x1b" not in output  # no colour where there is no terminal
 
 
+def test_metrics_of_answers_from_the_command_line(
+    capsys: pytest.CaptureFixture[str],
+    tiny_model_directory: Path,
+    tiny_rows: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+):
+    monkeypatch.chdir(tmp_path)
+    Path("mine.py").write_text("def letters(answer, references):\n    return len(answer)\n")
+    command = ["train", "--model", tiny_model_directory, "--data", tiny_rows, "--output-dir", "run", "--max-steps", 1]
+    short = ["--set", "evaluate.max_new_tokens=4", "--set", "evaluate.generated_rows=5"]
+    for wrong, words in (("json_fields", "compares JSON objects"), ("nothing", "choose from bleu")):
+        assert words in run(capsys, *command, *short, "--set", f"evaluate.metrics={wrong}", code=2)[1]
+    assert not Path("run").exists()  # known before anything was trained
+    output, _ = run(capsys, *command, *short, "--set", "evaluate.metrics=[chrf, mine.py:letters]")
+    assert "chrF, letters: answers to 5 prompts (greedy)." in output and "chrF on 5 held-out prompts" in output
+    monkeypatch.chdir("/")
+    found = run_json(capsys, "eval", tmp_path / "run")  # from another folder: the recipe has the whole path
+    metrics = json.loads((tmp_path / "run" / "eval.json").read_text())
+    assert found["metrics"] == metrics and found["answered"] == 5
+    assert [*metrics] == ["loss", "perplexity", "token_accuracy", "chrf", "letters"]
+    scored = Run(tmp_path / "run").scored_rows["metrics"]
+    letters = [len(sample["tuned"]) for sample in Run(tmp_path / "run").samples]
+    assert [row[0] for row in scored["letters"]["tuned"]] == letters
+    assert metrics["letters"]["tuned"] == pytest.approx(sum(letters) / 5)
+
+
 def test_train_takes_a_recipe_and_refuses_a_full_directory(
     capsys: pytest.CaptureFixture[str], tiny_run: Path, tiny_model_directory: Path, tiny_rows: Path, tmp_path: Path
 ):

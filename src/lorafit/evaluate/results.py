@@ -19,7 +19,7 @@ from lorafit.evaluate.prompts import Questions
 from lorafit.evaluate.samples import Sample, sample_answers, scored
 from lorafit.evaluate.verdict import Verdict, verdict
 from lorafit.metrics import FIGURES, Measured, Scores, better, measured_to_dict
-from lorafit.metrics.answers import answer_metric
+from lorafit.metrics.answers import answer_metrics
 from lorafit.models import context_length
 from lorafit.run import write_atomically
 from lorafit.train.fast import PLAIN, FastPath
@@ -161,7 +161,7 @@ def evaluate(
         ConfigError: a user's own metric fails.
         DataError: a metric cannot judge by these references.
     """
-    metrics = [answer_metric(name) for name in settings.metrics]
+    metrics = answer_metrics(settings.metrics)
     comparison = compare(model, held_out, fast=fast, token_budget=token_budget, on_rows=on_rows)
     loss, context = comparison.scores["loss"], context_length(model)
     losses = np.stack([FIGURES[loss.figure](side) for side in (loss.base, loss.tuned)], axis=1)

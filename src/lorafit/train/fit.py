@@ -17,6 +17,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from lorafit.data import Prepared, PreparedClasses, Template
 from lorafit.errors import MissingExtraError, ModelError, PlanError, RunError
 from lorafit.lora import count_parameters, restore_adapter
+from lorafit.metrics.answers import answer_metrics, check_references
+from lorafit.metrics.answers.own import is_own
 from lorafit.models import ResolvedModel, context_length, load_tokenizer, resolve
 from lorafit.recipe import Recipe
 from lorafit.run import Run, free_directory
@@ -94,12 +96,15 @@ def train(
     _check_trackers(recipe)
     run, reference = _existing(recipe) if resume else (None, recipe.model.name)
     check_optimizer(recipe)
+    metrics = answer_metrics(recipe.evaluate.metrics)
     resolved = resolve(reference, revision=recipe.model.revision, on_message=notice)
     if resolved.notice:
         notice(resolved.notice)
     tokenizer = load_tokenizer(resolved, trust_remote_code=recipe.model.trust_remote_code)
     prepared = TASKS[recipe.task].prepare(recipe, tokenizer)
     on_summary(prepared.summary)
+    if isinstance(prepared, Prepared):
+        check_references(metrics, (row.answer for row in prepared.held_out_rows if row.answer))
     rows = {"rows_sha256": fingerprint(prepared.train), "summary": prepared.summary.to_dict()}
     if run is not None and run.record["data"]["rows_sha256"] != rows["rows_sha256"]:
         raise RunError(
@@ -321,7 +326,9 @@ def _start(recipe: Recipe, resolved: ResolvedModel, rows: dict[str, Any], plan: 
     lists = {"train_files": recipe.data.train_files, "validation_files": recipe.data.validation_files}
     data = recipe.data.model_copy(update={key: [_absolute(file) for file in files] for key, files in lists.items()})
     model = recipe.model.model_copy(update={"name": reference})
-    recipe = recipe.model_copy(update={"output_dir": str(directory.resolve()), "data": data, "model": model})
+    metrics = [_absolute_metric(name) for name in recipe.evaluate.metrics]
+    sections = {"data": data, "model": model, "evaluate": recipe.evaluate.model_copy(update={"metrics": metrics})}
+    recipe = recipe.model_copy(update={"output_dir": str(directory.resolve()), **sections})
     base = {"reference": reference, "revision": resolved.revision, "kind": resolved.kind}
     record = {"model": base, "data": rows, "seed": recipe.train.seed, "plan": None if plan is None else plan.to_dict()}
     return Run.create(directory, recipe, **record), recipe
@@ -329,6 +336,11 @@ def _start(recipe: Recipe, resolved: ResolvedModel, rows: dict[str, Any], plan: 
 
 def _absolute(file: str) -> str:
     return str(Path(file).resolve()) if Path(file).exists() else file
+
+
+def _absolute_metric(name: str) -> str:
+    file, _, function = name.rpartition(":")
+    return f"{Path(file).expanduser().resolve()}:{function}" if is_own(name) else name
 
 
 def longest_row(rows: Dataset) -> int:

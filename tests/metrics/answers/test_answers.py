@@ -12,7 +12,14 @@ from sacrebleu.metrics.chrf import CHRF
 
 from lorafit.errors import ConfigError, DataError, MissingExtraError
 from lorafit.metrics import FIGURES
-from lorafit.metrics.answers import answer_metric, families, problem_of, score_answers
+from lorafit.metrics.answers import (
+    answer_metric,
+    answer_metrics,
+    check_references,
+    families,
+    problem_of,
+    score_answers,
+)
 
 WORDS = [
     "the",
@@ -127,3 +134,19 @@ def test_a_function_of_ones_own(tmp_path: Path):
     file.write_text("import does_not_exist")
     with pytest.raises(ConfigError, match="fails with ModuleNotFoundError"):
         answer_metric(f"{file}:f")
+
+
+def test_two_metrics_of_one_name_are_refused(tmp_path: Path):
+    file = tmp_path / "mine.py"
+    file.write_text("def loss(answer, references):\n    return 1\n\ndef words(answer, references):\n    return 1\n")
+    assert [*answer_metrics(["bleu", f"{file}:words"])[1].figures] == ["words"]
+    with pytest.raises(ConfigError, match=r"loss of .*mine\.py:loss is a metric of every evaluation already"):
+        answer_metrics([f"{file}:loss"])
+    with pytest.raises(ConfigError, match="bleu of bleu:zh is a metric of bleu already"):
+        answer_metrics(["bleu", "bleu:zh"])
+
+
+def test_references_are_checked_by_themselves():
+    check_references(answer_metrics(["json_fields", "rouge"]), ['{"a": 1}', '{"b": [2]}'])
+    with pytest.raises(DataError, match=r"'Hello\.' is none"):
+        check_references(answer_metrics(["json_fields"]), ['{"a": 1}', "Hello."])

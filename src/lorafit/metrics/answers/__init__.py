@@ -2,14 +2,17 @@
 
 import importlib
 import pkgutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Protocol
 
 import numpy as np
 
+from lorafit.errors import ConfigError
 from lorafit.metrics.answers.own import OwnMetric, is_own
 from lorafit.metrics.extra import needing_extra
 from lorafit.metrics.scores import Scores
+
+LOSS_METRICS: tuple[str, ...] = ("loss", "perplexity", "token_accuracy")  # of every evaluation of a language model
 
 
 class AnswerMetric(Protocol):
@@ -55,6 +58,38 @@ def answer_metric(name: str) -> AnswerMetric:
     family, _, option = name.partition(":")
     with needing_extra(family):
         return importlib.import_module(f"lorafit.metrics.answers.{family}").metric(*([option] if option else []))
+
+
+def answer_metrics(names: Sequence[str]) -> list[AnswerMetric]:
+    """The families of `evaluate.metrics`.
+
+    Raises:
+        MissingExtraError: The package of one is not installed.
+        ConfigError: One cannot be made, or two metrics have one name.
+    """
+    found = [answer_metric(name) for name in names]
+    taken: dict[str, str] = dict.fromkeys(LOSS_METRICS, "every evaluation")
+    problems = []
+    for asked, metric in zip(names, found, strict=True):
+        problems += [
+            f"{name} of {asked} is a metric of {taken[name]} already" for name in metric.figures if name in taken
+        ]
+        taken |= dict.fromkeys(metric.figures, asked)
+    if problems:
+        raise ConfigError(f"evaluate.metrics: {'; '.join(problems)}: rename it, or leave one out")
+    return found
+
+
+def check_references(metrics: Sequence[AnswerMetric], references: Iterable[str]) -> None:
+    """Judge each reference by itself, so that one that cannot be judged is known before a training and not after it.
+
+    Raises:
+        DataError: A metric cannot judge by it.
+        ConfigError: A user's function fails on it.
+    """
+    for reference in references:
+        for metric in metrics:
+            metric.statistics(reference, [reference])
 
 
 def score_answers(
