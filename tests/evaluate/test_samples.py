@@ -157,4 +157,4 @@ def test_results_are_read_back(tmp_path: Path):
     assert other.rows_sha256 != results.rows_sha256
     assert sorted(path.name for path in tmp_path.iterdir()) == ["eval.json", "eval_rows.json", "samples.jsonl"]
     nothing = Run(tmp_path / "nothing")
-    assert (nothing.samples, nothing.results, nothing.scored_rows, nothing.updates) == ([], {}, {}, {})
+    assert (nothing.samples, nothing.results, nothing.scored_rows) == ([], {}, {})
