@@ -84,13 +84,18 @@ def test_answers_are_scored_where_a_reference_is():
     assert scored(samples, []) == ({}, samples)
 
 
-def test_evaluate_scores_both_models_and_leaves_the_adapter_on(tiny_model_directory: Path, tokenizer):
-    model = AutoModelForCausalLM.from_pretrained(tiny_model_directory, dtype=torch.float32)
+def adapted(directory: Path, tokenizer, count: int):
+    """A model whose adapter changes its answers, its template, and rows as messages and as tokens."""
+    model = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32)
     torch.manual_seed(0)
     attach(model, LoraConfig(r=4, target_modules="all-linear", init_lora_weights=False))
     template = Template(tokenizer)
-    rows = [chat(number) for number in range(6)]
-    held_out = [vars(template.encode(row, 64)) for row in rows]
+    rows = [chat(number) for number in range(count)]
+    return model, template, rows, [vars(template.encode(row, 64)) for row in rows]
+
+
+def test_evaluate_scores_both_models_and_leaves_the_adapter_on(tiny_model_directory: Path, tokenizer):
+    model, template, rows, held_out = adapted(tiny_model_directory, tokenizer, 6)
     before = row_losses(model, held_out).mean
     done: list[int] = []
     found = evaluate(
@@ -116,12 +121,7 @@ def test_evaluate_scores_both_models_and_leaves_the_adapter_on(tiny_model_direct
 
 
 def test_metrics_of_answers_decide(tiny_model_directory: Path, tokenizer):
-    model = AutoModelForCausalLM.from_pretrained(tiny_model_directory, dtype=torch.float32)
-    torch.manual_seed(0)
-    attach(model, LoraConfig(r=4, target_modules="all-linear", init_lora_weights=False))
-    template = Template(tokenizer)
-    rows = [chat(number) for number in range(5)]
-    held_out = [vars(template.encode(row, 64)) for row in rows]
+    model, template, rows, held_out = adapted(tiny_model_directory, tokenizer, 5)
     ask = EvaluateSettings(samples=1, max_new_tokens=4, metrics=["chrf", "exact_match"], generated_rows=3, num_beams=2)
     found = evaluate(model, tokenizer, template, held_out, rows, settings=ask)
     assert found.main == "chrf" and found.answered == 3 and len(found.samples) == 3

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from lorafit.recipe import Recipe, commented_recipe, load_recipe, yaml_text
-from lorafit.recipe.settings import DataSettings, LoraSettings, ModelSettings, TrainSettings, sections
+from lorafit.recipe.settings import DataSettings, EvaluateSettings, LoraSettings, ModelSettings, TrainSettings, sections
 
 BASE = Recipe(model=ModelSettings(name="m"), data=DataSettings(train_files=["d.jsonl"]))
 TEXT = st.text(st.characters(exclude_categories=["Cs", "Cc"]), min_size=1) | st.sampled_from(
@@ -116,3 +116,11 @@ def test_train_settings_are_trainingarguments_own():
     arguments = TrainingArguments(**settings, eval_strategy="steps", eval_steps=0.1, save_steps=0.1)
     assert arguments.get_warmup_steps(1000) == 30
     assert (arguments.lr_scheduler_type, arguments.learning_rate) == ("cosine", 2e-4)
+
+
+def test_answers_are_at_most_the_rows_and_at_least_the_shown_samples():
+    assert EvaluateSettings(samples=3).answers_at_most(100) == 9
+    assert EvaluateSettings(metrics=["chrf"]).answers_at_most(100) == 64
+    assert EvaluateSettings(metrics=["chrf"], generated_rows=None).answers_at_most(100) == 100
+    assert EvaluateSettings(metrics=["chrf"], generated_rows=2, samples=5).answers_at_most(100) == 5
+    assert EvaluateSettings(metrics=["chrf"]).answers_at_most(10) == 10

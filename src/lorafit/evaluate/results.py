@@ -1,4 +1,4 @@
-"""The evaluation of a run, and its two files: `eval.json` and `samples.jsonl`."""
+"""The evaluation of a run, and its files: `eval.json`, `eval_rows.json` and `samples.jsonl`."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-import numpy as np
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lorafit.evaluate.compare import Comparison, compare
@@ -18,7 +17,7 @@ from lorafit.evaluate.loss import TOKENS_A_BATCH, TokenRows
 from lorafit.evaluate.prompts import Questions
 from lorafit.evaluate.samples import Sample, sample_answers, scored
 from lorafit.evaluate.verdict import Verdict, verdict
-from lorafit.metrics import FIGURES, Measured, Scores, better, measured_to_dict
+from lorafit.metrics import Measured, Scores, better, measured_to_dict
 from lorafit.metrics.answers import answer_metrics
 from lorafit.models import context_length
 from lorafit.run import write_atomically
@@ -163,13 +162,11 @@ def evaluate(
     """
     metrics = answer_metrics(settings.metrics)
     comparison = compare(model, held_out, fast=fast, token_budget=token_budget, on_rows=on_rows)
-    loss, context = comparison.scores["loss"], context_length(model)
-    losses = np.stack([FIGURES[loss.figure](side) for side in (loss.base, loss.tuned)], axis=1)
+    context = context_length(model)
     longest = None if context is None else context - settings.max_new_tokens
-    questions = Questions(rows, tokenizer, template, longest, losses)
+    questions = Questions(rows, tokenizer, template, longest, comparison.scores["loss"].of_rows())
     if metrics:
-        wanted = len(questions) if settings.generated_rows is None else settings.generated_rows
-        prompts = questions.spread(max(wanted, settings.samples))
+        prompts = questions.spread(settings.answers_at_most(len(questions)))
     else:
         prompts = questions.spread(settings.samples) | questions.changed_most(settings.samples)
     samples = sample_answers(
@@ -184,6 +181,8 @@ def evaluate(
     answer_scores, samples = scored(samples, metrics)
     results = Results.of({**comparison.scores, **answer_scores}, rows, settings, seed)
     main = next(iter(answer_scores), "loss")
-    counted = f"{comparison.rows} held-out rows" if main == "loss" else f"{len(samples)} held-out prompts"
-    judged = verdict(main, results.metrics[main], counted, history)
+    measured_on = f"{comparison.rows} held-out rows"
+    if answer_scores:
+        measured_on = f"{len(answer_scores[main].base)} held-out prompts"
+    judged = verdict(main, results.metrics[main], measured_on, history)
     return Evaluation(results, comparison, samples, main, judged)

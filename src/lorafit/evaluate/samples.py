@@ -8,7 +8,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lorafit.evaluate.generate import GREEDY, Sampling, generate, text_of
 from lorafit.lora import disabled
-from lorafit.metrics import FIGURES, Scores
+from lorafit.metrics import Scores
 from lorafit.metrics.answers import AnswerMetric, score_answers
 
 
@@ -124,24 +124,18 @@ def scored(samples: Sequence[Sample], metrics: Sequence[AnswerMetric]) -> tuple[
     Returns:
         Scores of each metric, and all samples with what each scored by itself.
     """
-    judged = [sample for sample in samples if sample.all_references]
+    found = list(samples)
+    judged = [index for index, sample in enumerate(samples) if sample.all_references]
     if not judged or not metrics:
-        return {}, list(samples)
+        return {}, found
     scores = score_answers(
         metrics,
-        [sample.base for sample in judged],
-        [sample.tuned for sample in judged],
-        [sample.all_references for sample in judged],
+        [samples[index].base for index in judged],
+        [samples[index].tuned for index in judged],
+        [samples[index].all_references for index in judged],
     )
-    figures = {
-        name: (FIGURES[score.figure](score.base), FIGURES[score.figure](score.tuned)) for name, score in scores.items()
-    }
-    rows = iter(range(len(judged)))
-    found = []
-    for sample in samples:
-        if sample.all_references:
-            row = next(rows)
-            own = {name: (float(base[row]), float(tuned[row])) for name, (base, tuned) in figures.items()}
-            sample = replace(sample, scores={**sample.scores, **own})
-        found.append(sample)
+    figures = {name: score.of_rows().tolist() for name, score in scores.items()}
+    for row, index in enumerate(judged):
+        own = {name: (rows[row][0], rows[row][1]) for name, rows in figures.items()}
+        found[index] = replace(samples[index], scores={**samples[index].scores, **own})
     return scores, found

@@ -57,6 +57,11 @@ class Scores:
         base, tuned = (np.stack([sums, weights], axis=1).astype(np.float64) for sums in (base, tuned))
         return cls(base, tuned, figure)
 
+    def of_rows(self) -> np.ndarray:
+        """The figure of each row by itself, of base and tuned model: (rows, 2)."""
+        figure = FIGURES[self.figure]
+        return np.stack([figure(self.base), figure(self.tuned)], axis=1)
+
     def measured(self, *, samples: int = 1000, seed: int = 42) -> Measured:
         """Compare the models by the paired bootstrap.
 

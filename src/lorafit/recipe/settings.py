@@ -240,8 +240,9 @@ class EvaluateSettings(Settings):
 
     def answers_at_most(self, rows: int) -> int:
         """How many of `rows` prompts each model answers, at most."""
-        asked = self.generated_rows if self.metrics else 3 * self.samples
-        return rows if asked is None else min(asked, rows)
+        if not self.metrics:
+            return min(3 * self.samples, rows)
+        return rows if self.generated_rows is None else min(max(self.generated_rows, self.samples), rows)
 
     @field_validator("metrics")
     @classmethod

@@ -43,7 +43,7 @@ def problem_of(name: str) -> str | None:
     family, _, option = name.partition(":")
     if is_own(name) or (family in families() and (not option or family == "bleu")):
         return None
-    return f"{name!r} is no metric: choose from {', '.join(families())}, or give file.py:function"
+    return f"must name metrics, and {name!r} is none: choose from {', '.join(families())}, or give file.py:function"
 
 
 def answer_metric(name: str) -> AnswerMetric:
