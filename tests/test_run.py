@@ -112,14 +112,17 @@ with Run.open(sys.argv[1]).held():
 
 def test_a_run_is_trained_by_one_process_and_a_dead_one_lets_go(tmp_path, recipe):
     run = Run.create(tmp_path / "run", recipe)
+    assert not run.is_held
     with subprocess.Popen([sys.executable, "-c", HOLD, str(run.directory)], stdout=subprocess.PIPE, text=True) as other:
         assert other.stdout is not None and other.stdout.readline() == "held\n"
+        assert run.is_held
         with pytest.raises(RunError, match=r"another process trains .*run: wait for its end"), run.held():
             pass
         assert run.record["state"] == "running"
         other.kill()
+    assert (run.directory / ".lock").exists() and not run.is_held
     with run.held():
-        pass
+        assert run.is_held
     assert (run.directory / "recipe.yaml").exists()
 
 

@@ -145,6 +145,17 @@ class Run:
                 self.directory.rmdir()
 
     @property
+    def is_held(self) -> bool:
+        """Whether a process trains this run now."""
+        if not (self.directory / LOCK_FILE).exists():
+            return False
+        try:
+            with FileLock(self.directory / LOCK_FILE).acquire(timeout=0):
+                return False
+        except (Timeout, PermissionError):  # where the lock may not be tried, the run is what it says it is
+            return True
+
+    @property
     def resume_command(self) -> str:
         """The command line that goes on with this run."""
         return f"lorafit train --resume {shlex.quote(str(self.directory))}"
@@ -201,7 +212,7 @@ class Run:
 
     @property
     def scored_rows(self) -> dict[str, Any]:
-        """`eval_rows.json`: `{"rows_sha256", "metrics": {"metric": Scores.to_dict()}}`; empty without it."""
+        """`eval_rows.json`: `{"metric": {"rows_sha256", **Scores.to_dict()}}`; empty without it."""
         return self._read("eval_rows.json")
 
     @property

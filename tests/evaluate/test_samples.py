@@ -137,6 +137,8 @@ def test_metrics_of_answers_decide(tiny_model_directory: Path, tokenizer):
     greedy = ask.model_copy(update={"num_beams": 1, "generated_rows": None})
     other = evaluate(model, tokenizer, template, held_out, rows, settings=greedy)
     assert other.answered == 5 and other.samples[0].tuned != found.samples[0].tuned
+    one, another = found.results.rows_sha256, other.results.rows_sha256
+    assert one["loss"] == another["loss"] and one["chrf"] == one["exact_match"] != another["chrf"]
 
 
 def test_results_are_read_back(tmp_path: Path):
@@ -152,7 +154,7 @@ def test_results_are_read_back(tmp_path: Path):
          "scores": {"loss": [2.0, 1.0]}},
     ]  # fmt: skip
     assert run.results == {"loss": {"base": 1.5, "tuned": 1.0, "difference": -0.5, "interval": [-1.0, 0.0]}}
-    assert run.scored_rows == {"rows_sha256": results.rows_sha256, "metrics": {"loss": scores["loss"].to_dict()}}
+    assert run.scored_rows == {"loss": {"rows_sha256": results.rows_sha256["loss"], **scores["loss"].to_dict()}}
     other = Results.of(scores, [*rows[:1], Row("2", text="a third")], EvaluateSettings(), 42)
     assert other.rows_sha256 != results.rows_sha256
     assert sorted(path.name for path in tmp_path.iterdir()) == ["eval.json", "eval_rows.json", "samples.jsonl"]

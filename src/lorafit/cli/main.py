@@ -9,7 +9,7 @@ import typer
 
 import lorafit
 from lorafit.allocator import use_huge_pages
-from lorafit.cli import chat, demo, eval, export, generate, init, plan, train
+from lorafit.cli import chat, compare, demo, eval, export, generate, init, plan, runs, train
 from lorafit.cli.options import INTERRUPTED
 from lorafit.cli.output import print_json
 from lorafit.errors import LorafitError
@@ -28,7 +28,10 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for verb in (demo.demo, init.init, plan.plan, train.train, eval.eval, generate.generate, chat.chat, export.export):
+for verb in (
+    demo.demo, init.init, plan.plan, train.train, eval.eval, runs.runs, compare.compare, generate.generate, chat.chat,
+    export.export,
+):  # fmt: skip
     app.command()(verb)
 
 

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 
 class Identified(Protocol):
-    """A row that can be told from others by its text: `Row`, `ClassRow`."""
+    """What a metric counts, told from others by its text: `Row`, `ClassRow`, `Sample`."""
 
     @property
     def identity(self) -> str: ...  # noqa: D102
@@ -42,12 +42,12 @@ class Results:
     Attributes:
         scores: what each row adds to each metric.
         metrics: the figures with their intervals.
-        rows_sha256: of the rows as text, so that two evaluations know whether they measured the same.
+        rows_sha256: of what each metric was measured on, so that two evaluations know whether they measured the same.
     """
 
     scores: dict[str, Scores]
     metrics: dict[str, Measured]
-    rows_sha256: str
+    rows_sha256: dict[str, str]
 
     @classmethod
     def of(
@@ -57,13 +57,21 @@ class Results:
         measured = {
             name: score.measured(samples=settings.bootstrap_samples, seed=seed) for name, score in scores.items()
         }
-        return cls(scores, measured, sha256("\x1c".join(row.identity for row in rows).encode()).hexdigest())
+        fingerprint = sha256("\x1c".join(row.identity for row in rows).encode()).hexdigest()
+        return cls(scores, measured, dict.fromkeys(scores, fingerprint))
+
+    def __or__(self, others: Results) -> Results:
+        """These metrics and `others`, which were measured on other rows."""
+        return Results(
+            self.scores | others.scores, self.metrics | others.metrics, self.rows_sha256 | others.rows_sha256
+        )
 
     def write(self, directory: Path, samples: Sequence[Sample]) -> None:
         """Write a run's `eval.json`, `eval_rows.json` and `samples.jsonl`, each whole or not at all."""
         lines = [json.dumps(sample.to_dict(), ensure_ascii=False) + "\n" for sample in samples]
-        metrics = {name: score.to_dict() for name, score in self.scores.items()}
-        scored = {"rows_sha256": self.rows_sha256, "metrics": metrics}
+        scored = {
+            name: {"rows_sha256": self.rows_sha256[name], **score.to_dict()} for name, score in self.scores.items()
+        }
         write_atomically(directory / "samples.jsonl", "".join(lines))
         write_atomically(directory / "eval_rows.json", json.dumps(scored, allow_nan=False) + "\n")
         figures = json.dumps(measured_to_dict(self.metrics), indent=2, allow_nan=False)
@@ -179,7 +187,10 @@ def evaluate(
         on_rows=on_rows,
     )
     answer_scores, samples = scored(samples, metrics)
-    results = Results.of({**comparison.scores, **answer_scores}, rows, settings, seed)
+    judged_samples = [sample for sample in samples if sample.all_references]
+    results = Results.of(comparison.scores, rows, settings, seed) | Results.of(
+        answer_scores, judged_samples, settings, seed
+    )
     main = next(iter(answer_scores), "loss")
     measured_on = f"{comparison.rows} held-out rows"
     if answer_scores:

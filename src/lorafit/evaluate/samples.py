@@ -54,6 +54,11 @@ class Sample:
         """Every right answer."""
         return self.references or (() if self.reference is None else (self.reference,))
 
+    @property
+    def identity(self) -> str:
+        """What was asked and what is right, whatever white space is in it."""
+        return "\x1d".join(" ".join(text.split()) for text in (self.prompt, *self.all_references))
+
     def to_dict(self) -> dict[str, Any]:
         """As JSON types; `references` and `scores` only where there are any."""
         value: dict[str, Any] = {key: getattr(self, key) for key in ("prompt", "reference", "base", "tuned")}

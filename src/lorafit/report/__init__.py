@@ -1,0 +1,1 @@
+"""What runs say of themselves and beside each other, from the files of their directories. Never torch."""
