@@ -27,7 +27,7 @@ HEAVY = {
     "lora": {"transformers", "accelerate", "bitsandbytes", "datasets", "peft"},
     "metrics": {"torch", "transformers"},
     "report": {"torch", "transformers"},
-    "cli": {"torch", "transformers", "datasets", "pydantic", "numpy", "yaml"},
+    "cli": {"torch", "transformers", "datasets", "pydantic", "numpy", "yaml", "matplotlib", "jinja2"},
     "__init__": {"torch", "transformers", "pydantic"},
 }
 EVERY_START_IMPORTS = {"main", "options", "output", "__init__"} | {
@@ -91,7 +91,7 @@ def test_the_reader_sees_relative_and_late_imports(tmp_path: Path, monkeypatch: 
 
 @pytest.mark.parametrize("module", ["lorafit", "lorafit.cli.main"])
 def test_importing_loads_nothing_heavy(module: str):
-    heavy = "{'torch', 'transformers', 'pydantic', 'numpy', 'datasets', 'rich'}"
+    heavy = "{'torch', 'transformers', 'pydantic', 'numpy', 'datasets', 'rich', 'matplotlib', 'jinja2'}"
     code = f"import sys, {module}; print(sorted({heavy} & set(sys.modules)))"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert result.stdout.strip() == "[]"

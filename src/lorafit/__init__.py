@@ -22,6 +22,7 @@ if TYPE_CHECKING:
         QuantizedMergeWarning,
         TaskType,
         TiedWeightsWarning,
+        UpdateNorm,
         active_adapters,
         adapter_tensors,
         attach,
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
         set_adapter,
         unload,
         unmerge,
+        update_norms,
     )
 
     __version__: str
@@ -59,6 +61,7 @@ __all__ = [
     "RunError",
     "TaskType",
     "TiedWeightsWarning",
+    "UpdateNorm",
     "__version__",
     "active_adapters",
     "adapter_tensors",
@@ -78,6 +81,7 @@ __all__ = [
     "set_adapter",
     "unload",
     "unmerge",
+    "update_norms",
 ]
 
 

@@ -54,7 +54,7 @@ class Run:
 
     `recipe.yaml` holds the settings, `run.json` state, versions and figures, `metrics.jsonl` an object a logged step,
     `adapter/` the best adapter so far in PEFT's format with its chat template or class names, `checkpoints/` what
-    `--resume` needs. An evaluation adds `eval.json` (base
+    `--resume` needs, `updates.json` how large the learned update of each layer is. An evaluation adds `eval.json` (base
     against tuned), `eval_rows.json` (what each row adds to each metric) and `samples.jsonl` (answers side by side).
 
     Attributes:
@@ -214,6 +214,11 @@ class Run:
     def scored_rows(self) -> dict[str, Any]:
         """`eval_rows.json`: `{"metric": {"rows_sha256", **Scores.to_dict()}}`; empty without it."""
         return self._read("eval_rows.json")
+
+    @property
+    def updates(self) -> dict[str, Any]:
+        """`updates.json`: `{"layers": [{"module", "update_norm", "weight_norm"}]}`, Frobenius; empty without it."""
+        return self._read("updates.json")
 
     @property
     def samples(self) -> list[dict[str, Any]]:

@@ -46,6 +46,7 @@ def test_rows_become_tokens_with_one_class_each(tmp_path, tokenizer):
     assert (summary.text_columns, summary.label_column, summary.rows) == (["question"], "label", 40)
     assert {n: summary.classes[n] + summary.held_out_classes[n] for n in summary.classes} == {"HUM": 26, "LOC": 14}
     assert summary.tokens == {"p50": 4, "p90": 4, "p99": 4, "max": 4, "total": 128}
+    assert summary.length_histogram == {"edges": [4, 5], "rows": [32]}
     again = prepare_classification([str(tmp_path / "a.jsonl")], tokenizer)
     assert again.train.to_list() == prepared.train.to_list() and again.labels == prepared.labels
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ from rich.console import Console
 from tiny_tokenizers import byte_level
 
 from lorafit.data import Template, prepare, render
+from lorafit.data.summary import length_histogram
 from lorafit.errors import DataError
 
 TOKENIZER = byte_level(adds_bos=True)
@@ -43,6 +45,33 @@ def test_columns_counts_and_order(tmp_path):
     assert prepared.summary.trained_share == pytest.approx(counted / total)
     assert prepared.summary.tokens["total"] == total
     assert prepared.summary.tokens["max"] == max(len(row["input_ids"]) for row in prepared.train)
+
+
+def test_histograms_count_every_training_row_once(tmp_path):
+    lines = [{"prompt": "Why? " * (1 + i % 40), "completion": f"Answer {i}."} for i in range(100)]
+    prepared = prepare([write(tmp_path / "a.jsonl", lines)], TOKENIZER)
+    lengths = [len(row["input_ids"]) for row in prepared.train]
+    shares = [sum(label != -100 for label in row["labels"]) / len(row["labels"]) for row in prepared.train]
+    summary = prepared.summary
+    for values, histogram in ((lengths, summary.length_histogram), (shares, summary.trained_share_histogram)):
+        edges, counts = histogram["edges"], histogram["rows"]
+        assert len(edges) == len(counts) + 1 and edges[0] <= min(values) and max(values) <= edges[-1]
+        ends = [*edges[1:-1], edges[-1] + 1]
+        assert counts == [sum(low <= value < end for value in values)
+                          for low, end in zip(edges[:-1], ends, strict=True)]  # fmt: skip
+    assert len(summary.length_histogram["rows"]) <= 24 and len(summary.trained_share_histogram["rows"]) == 20
+    assert json.loads(json.dumps(summary.to_dict()))["length_histogram"] == summary.length_histogram
+
+
+@pytest.mark.parametrize("lengths", [[7], [7, 7, 8], [1, 24], [1, 25], [3, 2048]])
+def test_bins_of_lengths_are_whole_tokens(lengths):
+    found = length_histogram(lengths)
+    assert (
+        sum(found["rows"]) == len(lengths)
+        and found["edges"][0] == min(lengths) < max(lengths) + 1 <= found["edges"][-1]
+    )
+    widths = {high - low for low, high in pairwise(found["edges"])}
+    assert len(widths) == 1 and len(found["rows"]) <= 24
 
 
 def test_the_same_seed_chooses_the_same_rows(tmp_path):

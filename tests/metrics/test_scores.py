@@ -17,6 +17,16 @@ def test_interval_equals_a_loop_over_resamples():
     assert found.interval == pytest.approx(tuple(np.percentile(differences, [2.5, 97.5])), abs=0.01)
 
 
+def test_each_models_own_interval_equals_a_loop_over_resamples():
+    rng = np.random.default_rng(1)
+    base, tuned, weights = rng.normal(2, 1, 40), rng.normal(1.5, 1, 40), rng.integers(1, 9, 40).astype(float)
+    found = Scores.of_sums(base, tuned, weights).own_intervals(samples=20000, seed=3)
+    for values, interval in zip((base, tuned), found, strict=True):
+        drawn = rng.integers(0, 40, (20000, 40))
+        figures = values[drawn].sum(axis=1) / weights[drawn].sum(axis=1)
+        assert interval == pytest.approx(tuple(np.percentile(figures, [2.5, 97.5])), abs=0.02)
+
+
 def test_interval_covers_the_truth_95_times_in_a_hundred():
     rng = np.random.default_rng(0)
     truth, covered, trials = -0.3, 0, 600

@@ -1,9 +1,10 @@
 import io
+import re
 
 import pytest
 from transformers import TrainerControl, TrainerState, TrainingArguments
 
-from lorafit.train.callbacks import ShowProgress, StopEarly, best_evaluation
+from lorafit.train.callbacks import ShowProgress, StopEarly, best_evaluation, sparkline
 
 ARGUMENTS = TrainingArguments(report_to="none", use_cpu=True)
 
@@ -57,11 +58,41 @@ def test_plain_progress_is_one_line_now_and_then_and_every_evaluation():
     assert lines[2] == "step 20/100  held-out loss 1.5000  (best so far)"
 
 
-def test_progress_on_a_terminal_is_a_bar():
-    class Terminal(io.StringIO):
-        def isatty(self):
-            return True
+class Terminal(io.StringIO):
+    encoding = "utf-8"
 
+    def isatty(self):
+        return True
+
+
+def test_a_sparkline_goes_from_the_lowest_to_the_highest():
+    assert sparkline([]) == ""
+    assert sparkline([2.0, 2.0]) == "▁▁"
+    assert sparkline([8, 7, 6, 5, 4, 3, 2, 1]) == "█▇▆▅▄▃▂▁"
+    assert sparkline([1, 3, 5, 7, 9, 9, 1, 1], columns=4) == "▂▅█▁"  # means of pairs: 2, 6, 9, 1
+
+
+def test_a_terminal_shows_both_curves_in_80_columns(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    stream, control = Terminal(), TrainerControl()
+    progress = ShowProgress(stream)
+    history = [{"step": i, "loss": 1000 / (i + 1)} for i in range(200)]
+    history += [{"step": 100, "eval_loss": 3.0}, {"step": 200, "eval_loss": 2.0}]
+    now = TrainerState(log_history=history, global_step=5000, max_steps=9999)
+    progress.on_train_begin(ARGUMENTS, TrainerState(max_steps=9999), control)
+    most = {"loss": 12.5, "tokens_per_second": 9999, "peak_memory_bytes": 99e9}
+    progress.on_log(ARGUMENTS, now, control, logs=most)
+    progress.on_log(ARGUMENTS, now, control, logs={"eval_loss": 2.0})
+    progress.on_step_end(ARGUMENTS, now, control)
+    progress.close()
+    lines = re.split(r"[\r\n]", re.sub(r"\x1b\[[0-9?]*[a-zA-Z]", "", stream.getvalue()))
+    curve = sparkline([1000 / (i + 1) for i in range(136, 200)])
+    assert any(f" 5000/9999 {curve} loss 12.5000  9,999 tok/s  99.0 GB " in line for line in lines) and len(curve) == 16
+    assert any(line.startswith("step 5000/9999  held-out loss 2.0000") and line.endswith("  █▁") for line in lines)
+    assert max(map(len, lines)) <= 80
+
+
+def test_progress_on_a_terminal_is_a_bar():
     stream = Terminal()
     progress = ShowProgress(stream)
     control = TrainerControl()
@@ -69,4 +100,4 @@ def test_progress_on_a_terminal_is_a_bar():
     progress.on_step_end(ARGUMENTS, TrainerState(global_step=2, max_steps=4), control)
     progress.on_log(ARGUMENTS, TrainerState(global_step=2, max_steps=4), control, logs=figures())
     progress.close()
-    assert "2/4" in stream.getvalue() and "227 tokens/s" in stream.getvalue()
+    assert "2/4" in stream.getvalue() and "227 tok/s" in stream.getvalue()

@@ -10,8 +10,8 @@ from tiny_models import tiny_model
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast, T5Config, T5ForConditionalGeneration, TrainerCallback
 
-from lorafit.errors import MissingExtraError, ModelError, PlanError, RunError
-from lorafit.lora import disabled
+from lorafit.errors import AdapterError, MissingExtraError, ModelError, PlanError, RunError
+from lorafit.lora import disabled, update_norms
 from lorafit.recipe import load_recipe
 from lorafit.run import Run
 from lorafit.train import train
@@ -113,6 +113,20 @@ def test_the_best_adapter_is_what_a_run_leaves(base, rows, tmp_path):
     ids = torch.arange(3, 30)[None]
     with torch.no_grad():
         assert torch.equal(reloaded(ids).logits, trained.model(ids).logits)
+    # the norms are those of the adapter that was kept
+    assert trained.run.updates == {"layers": [vars(norm) for norm in update_norms(reloaded)]}
+    assert len(trained.run.updates["layers"]) == 21 and trained.run.updates["layers"][0]["update_norm"] > 0
+
+
+def test_norms_that_cannot_be_had_are_told_and_end_no_run(base, rows, tmp_path, monkeypatch):
+    def refuse(model):
+        raise AdapterError("a weight cannot be read")
+
+    monkeypatch.setattr("lorafit.train.fit.update_norms", refuse)
+    lines = []
+    trained = train(recipe(base("llama"), rows, tmp_path / "run", max_steps=1), on_notice=lines.append)
+    assert trained.run.record["state"] == "finished" and trained.run.updates == {}
+    assert "updates.json is not written: a weight cannot be read" in lines
 
 
 def test_a_model_that_mixes_positions_is_padded_with_one_line(base, rows, tmp_path):

@@ -10,7 +10,9 @@ from lorafit.cli.output import open_output
 
 
 def compare(
-    runs: Annotated[list[Path], typer.Argument(metavar="RUN", help="Run directories, at least two.", show_default=False)],
+    runs: Annotated[
+        list[Path], typer.Argument(metavar="RUN", help="Run directories, at least two.", show_default=False)
+    ],
     by: Annotated[
         str | None,
         typer.Option("--by", metavar="METRIC", help="The metric that decides; the task's main one if not given."),

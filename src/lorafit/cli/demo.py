@@ -25,6 +25,7 @@ def demo(output_dir: OutputDir = None, max_steps: MaxSteps = None, json: JsonFla
     """
     import typer
 
+    from lorafit.cli.report import draw_report
     from lorafit.cli.show import show_metrics, show_next, show_samples
     from lorafit.cli.train import run_training
     from lorafit.demo.task import HELD_OUT_ROWS, write_demo_data
@@ -50,7 +51,8 @@ def demo(output_dir: OutputDir = None, max_steps: MaxSteps = None, json: JsonFla
         out.console.print(
             f"Took {seconds // 60:.0f} min {seconds % 60:.0f} s and at most {memory / 1e9:.1f} GB of memory."
         )
-        show_next(out.console, directory, data=held_out_file)
+        report = draw_report(trained.run, out)
+        show_next(out.console, directory, data=held_out_file, report=report)
         from lorafit.metrics import measured_to_dict
 
         out.result(
@@ -60,6 +62,7 @@ def demo(output_dir: OutputDir = None, max_steps: MaxSteps = None, json: JsonFla
                 "emails": count,
                 "metrics": measured_to_dict(metrics),
                 "samples": [vars(sample) for sample in samples[:SHOWN]],
+                "report": None if report is None else str(report),
                 "seconds": seconds,
                 "peak_memory_bytes": memory,
             }

@@ -24,14 +24,21 @@ def eval(
 ) -> None:
     """Measure what a run gained: loss, accuracy and the like with intervals, and answers side by side.
 
-    The figures for the run's own held-out rows go into its eval.json and samples.jsonl.
+    The figures for the run's own held-out rows go into its eval.json, samples.jsonl and report.html.
     """
+    from lorafit.cli.report import draw_report
     from lorafit.run import Run
 
     with open_output(json) as out:
         opened = Run.open(run)
         measure = _classification if opened.recipe.task == "classification" else _text
-        out.result({"run": str(run), **measure(opened, data or [], out)})
+        result = {"run": str(run), **measure(opened, data or [], out)}
+        if not data:
+            report = draw_report(opened, out)
+            if report is not None:
+                out.console.print(f"All of it as a page: {report}", markup=False, soft_wrap=True)
+                result["report"] = str(report)
+        out.result(result)
 
 
 def _classification(run: "Run", files: list[str], out: Output) -> dict[str, Any]:

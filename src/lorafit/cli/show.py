@@ -98,8 +98,10 @@ def show_verdict(console: "Console", verdict: "Verdict") -> None:
     console.print(verdict.sentence, style=style, markup=False)
 
 
-def show_next(console: "Console", run: Path, data: Path | None = None, *, writes_text: bool = True) -> None:
-    """The commands that go on from here."""
+def show_next(
+    console: "Console", run: Path, data: Path | None = None, *, writes_text: bool = True, report: Path | None = None
+) -> None:
+    """The commands that go on from here, and the report to open."""
     where = shlex.quote(str(run))
     rows = f" --data {shlex.quote(str(data))}" if data else ""
     console.print("\nGo on with", style="bold")
@@ -113,3 +115,5 @@ def show_next(console: "Console", run: Path, data: Path | None = None, *, writes
         ]
     for command in commands:
         console.print(f"  {command}", markup=False, soft_wrap=True)
+    if report is not None:
+        console.print(f"\nAll of it as a page: {report}", markup=False, soft_wrap=True)

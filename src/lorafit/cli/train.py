@@ -18,6 +18,7 @@ from lorafit.cli.options import (
     ValidationOption,
 )
 from lorafit.cli.output import Output, open_output
+from lorafit.cli.report import draw_report
 from lorafit.cli.show_plan import memory_line, plan_line
 from lorafit.errors import ConfigError
 
@@ -73,6 +74,7 @@ def train(
         trained = run_training(settings, out, resume=resume, force=force)
         result: dict[str, Any] = {"run": str(trained.run.directory), "state": trained.run.record["state"]}
         if trained.interrupted:
+            draw_report(trained.run, out)
             out.result(result)
             raise typer.Exit(INTERRUPTED)
         result |= {"figures": trained.run.record["figures"], **_evaluate(trained, out)}
@@ -127,8 +129,9 @@ def _evaluate(trained: "Trained", out: Output) -> dict[str, Any]:
         evaluation = evaluate_classification(model, prepared, recipe, out, history=history)
         evaluation.write(run.directory)
         show_class_evaluation(out.console, evaluation, recipe.evaluate.samples)
-    show_next(out.console, run.directory, writes_text=writes_text)
-    return evaluation.to_dict()
+    report = draw_report(run, out)
+    show_next(out.console, run.directory, writes_text=writes_text, report=report)
+    return {**evaluation.to_dict(), "report": None if report is None else str(report)}
 
 
 def evaluate_classification(

@@ -13,7 +13,7 @@ from lorafit.data.formats import raise_all
 from lorafit.data.read import read
 from lorafit.data.rows import Record
 from lorafit.data.split import split
-from lorafit.data.summary import length_figures
+from lorafit.data.summary import length_figures, length_histogram
 from lorafit.errors import DataError
 
 if TYPE_CHECKING:
@@ -152,6 +152,7 @@ def _summarize(
         max_length=max_length,
         cut_rows=sum(example.cut > 0 for example in (*train, *held_out)),
         dropped=dict(dropped),
+        length_histogram=length_histogram(lengths),
     )
 
 

@@ -23,7 +23,7 @@ from lorafit.data.read import records
 from lorafit.data.rows import Row, drop_reason
 from lorafit.data.split import split
 from lorafit.data.store import Store
-from lorafit.data.summary import Summary, labelled_pieces, length_figures
+from lorafit.data.summary import Summary, labelled_pieces, length_figures, length_histogram, share_histogram
 from lorafit.data.template import ALL, RESPONSES, Encoded, Template
 from lorafit.errors import DataError
 
@@ -260,6 +260,8 @@ def _summarize(
         dropped=dict(dropped),
         notes=template.explain(chain(rows.rows, validation.rows)),
         sample=labelled_pieces(template.tokenizer, first["input_ids"], first["labels"]),
+        length_histogram=length_histogram(lengths),
+        trained_share_histogram=share_histogram(trained / lengths),
     )
 
 

@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 PERCENTILES = (50, 90, 99)
+BINS = 24  # of a histogram, at most
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,6 +28,7 @@ class RowFigures:
         max_length: The limit in tokens.
         cut_rows: Rows that lost tokens, but none of an answer.
         dropped: Places of the rows left out, by reason.
+        length_histogram: Training rows by their tokens after cutting; see `histogram`.
     """
 
     rows: int
@@ -39,6 +41,7 @@ class RowFigures:
     max_length: int
     cut_rows: int
     dropped: dict[str, list[str]] = field(default_factory=dict)
+    length_histogram: dict[str, list[Any]] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
         """The same as JSON types."""
@@ -56,6 +59,7 @@ class Summary(RowFigures):
         cut_tokens: Tokens lost in all cut rows.
         notes: Sentences about the template.
         sample: One training row as pieces of text with whether they are trained.
+        trained_share_histogram: Training rows by the share of their tokens that has a label; see `histogram`.
     """
 
     formats: dict[str, int]
@@ -64,6 +68,7 @@ class Summary(RowFigures):
     cut_tokens: int
     notes: list[str] = field(default_factory=list)
     sample: list[tuple[str, bool]] = field(default_factory=list)
+    trained_share_histogram: dict[str, list[Any]] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
         """The same as JSON types."""
@@ -81,6 +86,25 @@ def length_figures(full: Sequence[int] | np.ndarray, kept: Sequence[int] | np.nd
     values = np.percentile(full, PERCENTILES, method="higher")
     figures = {f"p{p}": int(value) for p, value in zip(PERCENTILES, values, strict=True)}
     return {**figures, "max": int(full.max()), "total": int(kept.sum())}
+
+
+def length_histogram(lengths: Sequence[int] | np.ndarray) -> dict[str, list[Any]]:
+    """Rows by their tokens, in bins of whole tokens; at least one row."""
+    lengths = np.asarray(lengths)
+    low, high = int(lengths.min()), int(lengths.max()) + 1
+    width = -(-(high - low) // BINS)
+    return histogram(lengths, np.arange(low, high + width, width))
+
+
+def share_histogram(shares: np.ndarray) -> dict[str, list[Any]]:
+    """Rows by a share between 0 and 1, in steps of 5 %."""
+    return histogram(shares, np.arange(21) / 20)
+
+
+def histogram(values: np.ndarray, edges: np.ndarray) -> dict[str, list[Any]]:
+    """`{"edges": [...], "rows": [...]}`: rows[i] values lie from edges[i] to edges[i + 1], in the last with its end."""
+    rows, _ = np.histogram(values, edges)
+    return {"edges": edges.tolist(), "rows": rows.tolist()}
 
 
 def labelled_pieces(

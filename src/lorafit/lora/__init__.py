@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from lorafit.lora.inject import TiedWeightsWarning, attach
     from lorafit.lora.loftq import loftq_init
     from lorafit.lora.merging import QuantizedMergeWarning, merge, merge_and_unload, unload, unmerge
+    from lorafit.lora.norms import UpdateNorm, update_norms
     from lorafit.lora.peft_format import adapter_tensors, load_adapter, restore_adapter, save_adapter
 
 _HOME = {
@@ -44,6 +45,8 @@ _HOME = {
     "load_adapter": "peft_format",
     "restore_adapter": "peft_format",
     "save_adapter": "peft_format",
+    "UpdateNorm": "norms",
+    "update_norms": "norms",
 }
 
 __all__ = [
@@ -52,6 +55,7 @@ __all__ = [
     "QuantizedMergeWarning",
     "TaskType",
     "TiedWeightsWarning",
+    "UpdateNorm",
     "active_adapters",
     "adapter_tensors",
     "attach",
@@ -70,6 +74,7 @@ __all__ = [
     "set_adapter",
     "unload",
     "unmerge",
+    "update_norms",
 ]
 
 

@@ -1,1 +1,1 @@
-"""What runs say of themselves and beside each other, from the files of their directories. Never torch."""
+"""The report of a run, and of several beside each other, from the files of their directories. Never torch."""

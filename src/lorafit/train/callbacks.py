@@ -5,7 +5,8 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from itertools import pairwise
 from types import FrameType
 from typing import TextIO
 
@@ -14,6 +15,10 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from transformers import TrainerCallback, TrainerState
 
 from lorafit.run import Run
+
+BARS = "▁▂▃▄▅▆▇█"
+CURVE_COLUMNS = 16  # of a loss curve in the terminal
+RECENT = 4 * CURVE_COLUMNS  # logged losses in it
 
 
 def evaluations(state: TrainerState) -> list[tuple[int, float]]:
@@ -121,8 +126,20 @@ class StopOnSignal(TrainerCallback):
             control.should_training_stop = control.should_save = True
 
 
+def sparkline(values: Sequence[float], columns: int = CURVE_COLUMNS) -> str:
+    """A curve as one line of bars, from the lowest value to the highest; more values than columns are averaged."""
+    count = min(len(values), columns)
+    cuts = [len(values) * i // count for i in range(count + 1)] if count else []
+    means = [sum(values[start:end]) / (end - start) for start, end in pairwise(cuts)]
+    low, high = min(means, default=0.0), max(means, default=0.0)
+    scale = (len(BARS) - 1) / (high - low) if high > low else 0.0
+    return "".join(BARS[round((mean - low) * scale)] for mean in means)
+
+
 class ShowProgress(TrainerCallback):
-    """A bar on a terminal; elsewhere a line for each logged step, at most one in `seconds_between` seconds.
+    """A bar with a curve of the losses on a terminal; elsewhere lines.
+
+    A line is shown for a logged step, at most one in `seconds_between` seconds, and for each evaluation.
 
     Args:
         stream: where to, by default stderr.
@@ -144,7 +161,9 @@ class ShowProgress(TrainerCallback):
         """Start the bar, or the clock."""
         self._first = state.global_step, time.monotonic()
         if self.console.is_terminal:
-            columns = (BarColumn(), MofNCompleteColumn(), TextColumn("{task.description}"), TimeRemainingColumn())
+            columns = (
+                BarColumn(bar_width=8), MofNCompleteColumn(), TextColumn("{task.description}"), TimeRemainingColumn(),
+            )  # fmt: skip
             self._bar = Progress(*columns, console=self.console, speed_estimate_period=300)
             self._bar.add_task("first step ...", total=state.max_steps, completed=state.global_step)
             self._bar.start()
@@ -160,16 +179,24 @@ class ShowProgress(TrainerCallback):
         if "eval_loss" in logs:
             best = best_evaluation(state)
             mark = "  (best so far)" if best is not None and best[0] == state.global_step else ""
-            self.print(f"step {state.global_step}/{state.max_steps}  held-out loss {logs['eval_loss']:.4f}{mark}")
+            curve = self._curve([loss for _, loss in evaluations(state)])
+            line = f"step {state.global_step}/{state.max_steps}  held-out loss {logs['eval_loss']:.4f}{mark}  {curve}"
+            self.print(line.rstrip())
         if "loss" not in logs:
             return
         memory = f"{logs['peak_memory_bytes'] / 1e9:.1f} GB"
         figures = f"loss {logs['loss']:.4f}  {logs['tokens_per_second']:,.0f} tokens/s  {memory}"
         if self._bar is not None:
-            self._bar.update(self._bar.task_ids[0], description=figures)
+            recent = [row["loss"] for row in state.log_history[-2 * RECENT :] if "loss" in row][-RECENT:]
+            short = figures.replace("tokens/s", "tok/s")
+            self._bar.update(self._bar.task_ids[0], description=f"{self._curve(recent)} {short}".strip())
         elif time.monotonic() - self._shown_at >= self.seconds_between or state.global_step == state.max_steps:
             self._shown_at = time.monotonic()
             self.print(f"step {state.global_step}/{state.max_steps}  {figures}  {self._time_left(state)} left")
+
+    def _curve(self, losses: Sequence[float]) -> str:
+        """Their curve, where this is a terminal that can show one."""
+        return sparkline(losses) if self.console.is_terminal and not self.console.options.ascii_only else ""
 
     def _time_left(self, state: TrainerState) -> str:
         step, started = self._first

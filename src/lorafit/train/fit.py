@@ -2,11 +2,12 @@
 
 import hashlib
 import importlib.util
+import json
 import time
 import traceback
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,13 +16,13 @@ from datasets import Dataset
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lorafit.data import Prepared, PreparedClasses, Template
-from lorafit.errors import MissingExtraError, ModelError, PlanError, RunError
-from lorafit.lora import count_parameters, restore_adapter
+from lorafit.errors import AdapterError, MissingExtraError, ModelError, PlanError, RunError
+from lorafit.lora import count_parameters, restore_adapter, update_norms
 from lorafit.metrics.answers import answer_metrics, check_references
 from lorafit.metrics.answers.own import is_own
 from lorafit.models import ResolvedModel, context_length, load_tokenizer, resolve
 from lorafit.recipe import Recipe
-from lorafit.run import Run, free_directory
+from lorafit.run import Run, free_directory, write_atomically
 from lorafit.train.callbacks import KeepAdapter, ShowProgress, StopEarly, StopOnSignal, WriteMetrics, best_evaluation
 from lorafit.train.checkpoint import checkpoints_in, problems_of, step_of
 from lorafit.train.fast import PLAIN, FastPath, choose_fast_path
@@ -272,10 +273,21 @@ class _Fit:
         }
         if best and best[0] != state.global_step and self.recipe.train.load_best_model_at_end:
             restore_adapter(trainer.causal_lm, self.run.adapter)
+        self.write_updates(trainer.causal_lm)
         self.run.update(state="interrupted" if interrupted else "finished", figures=figures)
         if interrupted:
             self.notice(f"Stopped after step {state.global_step} of {state.max_steps}, saved. Go on with:")
             self.notice(f"  {self.run.resume_command}")
+
+    def write_updates(self, model: PreTrainedModel) -> None:
+        """`updates.json`, for the adapter that was kept."""
+        try:
+            layers = [asdict(norm) for norm in update_norms(model)]
+        except AdapterError as reason:
+            self.notice(f"updates.json is not written: {reason}")
+            return
+        text = json.dumps({"layers": layers}, indent=1, allow_nan=False) + "\n"
+        write_atomically(self.run.directory / "updates.json", text)
 
 
 def _check_trackers(recipe: Recipe) -> None:

@@ -55,6 +55,10 @@ class LoraLayer(Graft, nn.Module):
         """`B A` in the shape of this layer's weight."""
         raise NotImplementedError
 
+    def factors(self, A: Tensor, B: Tensor) -> list[tuple[Tensor, Tensor]]:
+        """Matrices (r, inputs) and (outputs, r) whose products hold each entry of `B A` once: a pair for each group."""
+        return [(A.flatten(1), B.flatten(1))]
+
     def forward(self, x: Tensor, *args, **kwargs) -> Tensor:
         """`h = W0 x + scaling * B A dropout(x)`, summed over the active adapters."""
         result = self.base_forward(x, *args, **kwargs)

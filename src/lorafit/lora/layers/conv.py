@@ -53,3 +53,7 @@ class Layer(LoraLayer):
                 f"an adapter on a convolution with groups={self.groups} cannot be merged; keep it separate"
             )
         return torch.einsum("or,ri...->oi...", B.flatten(1), A)
+
+    def factors(self, A: Tensor, B: Tensor) -> list[tuple[Tensor, Tensor]]:
+        """Group by group: its r / groups rows of A, (r / groups, in * kernel), and its outputs of B."""
+        return list(zip(A.flatten(1).chunk(self.groups), B.flatten(1).chunk(self.groups), strict=True))  # type: ignore[arg-type]
