@@ -20,7 +20,7 @@ const update = (fresh) => {
   }
   document.title = fresh.title;
   const same = anchor && document.getElementById(anchor);
-  if (same) scrollBy({ top: same.getBoundingClientRect().top - before, behavior: "instant" });
+  if (same) scrollBy({ top: same.getBoundingClientRect().top - before });
   if (focused && document.getElementById(focused)) document.getElementById(focused).focus({ preventScroll: true });
 };
 
