@@ -1,6 +1,7 @@
 """`lorafit report`, and the pages that other verbs leave."""
 
 import json
+import signal
 import subprocess
 import sys
 import urllib.request
@@ -76,15 +77,21 @@ def test_what_is_no_run_is_an_error(capsys: pytest.CaptureFixture[str], tiny_run
 
 
 def test_watch_says_where_it_serves_and_ends_with_ctrl_c(tiny_run: Path):
-    command = [sys.executable, "-m", "lorafit", "watch", str(tiny_run), "--json"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as server:
-        assert server.stdout is not None
-        found = json.loads(server.stdout.readline())
-        assert found["url"].startswith("http://127.0.0.1:")
-        with urllib.request.urlopen(found["url"], timeout=60) as answer:
-            assert "<h1>" in answer.read().decode()
-        server.send_signal(2)
-        assert server.wait(30) == 0
+    code = (
+        "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler); "  # ignored in the background
+        "from lorafit.cli.main import main; sys.exit(main(['watch', sys.argv[1], '--json']))"
+    )
+    with subprocess.Popen([sys.executable, "-c", code, tiny_run], stdout=subprocess.PIPE, text=True) as server:
+        try:
+            assert server.stdout is not None
+            found = json.loads(server.stdout.readline())
+            assert found["url"].startswith("http://127.0.0.1:")
+            with urllib.request.urlopen(found["url"], timeout=60) as answer:
+                assert "<h1>" in answer.read().decode()
+            server.send_signal(signal.SIGINT)
+            assert server.wait(30) == 0
+        finally:
+            server.kill()
 
 
 def test_reporting_needs_no_torch(tiny_run: Path):

@@ -143,7 +143,8 @@ def text_run(directory: Path, **settings: Any) -> Run:
             "references": ["hello", "hi there"],
             "scores": {"loss": [3.0, 1.0]},
         },
-        *({"prompt": f"Number {i}", "reference": str(i), "base": "\ud83d", "tuned": str(i)} for i in range(6)),
+        *({"prompt": f"Number {i}", "reference": str(i), "base": "\ud83d", "tuned": str(i)} for i in range(5)),
+        {"prompt": "Go on", "reference": "1, 2\n" * 80, "base": "1", "tuned": "1, 2"},
     ]
     measure(run, scores, samples)
     return run

@@ -119,6 +119,16 @@ def test_the_keyboard_reaches_and_opens_all(browser, reports):
         expect(page.locator("#setup h2")).to_be_in_viewport()
 
 
+def test_a_long_answer_is_scrolled_and_printed_whole(browser, reports):
+    with opened(browser, reports["text"]) as page:
+        page.locator("#fold-more-samples > summary").click()
+        long = page.locator("dd.long")
+        assert long.count() == 1 and long.get_attribute("tabindex") == "0"
+        assert long.bounding_box()["height"] <= 320 < long.evaluate("(part) => part.scrollHeight")
+        page.emulate_media(media="print")
+        assert long.bounding_box()["height"] > 1000
+
+
 def test_a_script_in_a_sample_does_not_run(browser, reports):
     with opened(browser, reports["text"]) as page:
         page.on("dialog", lambda dialog: pytest.fail("a sample's script ran"))

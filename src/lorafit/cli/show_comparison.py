@@ -76,7 +76,7 @@ def _show_pairs(console: Console, found: "Comparison", by: str) -> None:
     names, pairs = found.names, found.judged_pairs
     if len(found.runs) == 2:
         table = _table("", "difference", "95 % interval", "p", "")
-        for metric in pairs[0].metrics:
+        for metric in sorted(pairs[0].metrics, key=lambda metric: metric != by):
             table.add_row(spelled(metric), *_paired(pairs[0], metric))
         _put(console, f"{names[1]} against {names[0]}, on the same rows", table)
         return

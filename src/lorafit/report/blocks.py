@@ -6,6 +6,8 @@ from typing import ClassVar
 
 from markupsafe import Markup
 
+LONG = 800  # characters of an answer, a line end counting as a line
+
 
 @dataclass(frozen=True)
 class Text:
@@ -90,6 +92,11 @@ class Answer:
     name: str
     pieces: Sequence[tuple[str, str]]
     tag: str = ""
+
+    @property
+    def is_long(self) -> bool:
+        """Whether it gets a height of its own, and is scrolled."""
+        return sum(len(text) + 40 * text.count("\n") for _, text in self.pieces) > LONG
 
 
 @dataclass(frozen=True)

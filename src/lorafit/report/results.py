@@ -57,7 +57,7 @@ def interval(name: str, ends: tuple[float, float]) -> str:
 
 
 def results_of(run: Run) -> list[Result]:
-    """Every metric of `eval.json`, in its order; none where the run was not measured."""
+    """Every metric of `eval.json`, the one that decides first; none where the run was not measured."""
     scored = run.scored_rows
     recipe = run.recipe
     settings = {"samples": recipe.evaluate.bootstrap_samples, "seed": recipe.train.seed}
@@ -66,7 +66,8 @@ def results_of(run: Run) -> list[Result]:
         scores = Scores.from_dict(scored[name]) if name in scored else None
         own = scores.own_intervals(**settings) if scores else None
         results.append(Result(name, measured, own, len(scores.base) if scores else None))
-    return results
+    main = main_result(results)
+    return sorted(results, key=lambda result: result is not main)
 
 
 def main_result(results: list[Result]) -> Result | None:
