@@ -46,3 +46,22 @@ def test_a_norm_that_does_something_else_or_trains_is_left_alone():
     model = tiny_model("llama")
     assert recognize(model.model.norm) is None  # trains
     assert recognize(model.model.norm.requires_grad_(False)) is not None
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_large_weight_is_told_from_one_plus_it(dtype):
+    class Gemma(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.weight, self.eps = torch.nn.Parameter(torch.full((64,), 150.0, dtype=dtype), requires_grad=False), 1e-6
+
+        def forward(self, x):
+            wide = x.float()
+            return (wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + self.eps) * (1 + self.weight.float())).to(
+                x.dtype
+            )
+
+    Gemma.__name__ = "GemmaRMSNorm"
+    found = recognize(Gemma())
+    assert found is not None
+    assert torch.equal(found[0].float(), torch.full((64,), 151.0))

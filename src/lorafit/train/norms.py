@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from lorafit.kernels.rms_norm import rms_norm
 from lorafit.lora.graft import Graft, graft, ungraft
 
-CLOSE = {torch.float64: 1e-9, torch.float32: 1e-5, torch.bfloat16: 1e-2, torch.float16: 2e-3}
+CLOSE = {torch.float64: 1e-9, torch.float32: 1e-5, torch.bfloat16: 3e-3, torch.float16: 5e-4}
 
 
 class LeanRmsNorm(Graft, nn.Module):
@@ -44,7 +44,8 @@ def lean_norms(model: nn.Module) -> Iterator[int]:
 def recognize(module: nn.Module) -> tuple[Tensor, float] | None:
     """Gain and eps of a module that is an RMS norm with a frozen gain, else None.
 
-    Llama's gain is the weight, Gemma's `1 + weight`, and names of classes say little: the claim is tried on numbers.
+    Llama's gain is the weight, Gemma's `1 + weight`, and names of classes say little: both are tried on numbers, and the
+    closer one is taken (Gemma 3's weights reach the hundreds, where the two lie within bfloat16's rounding).
     """
     weight = dict(module.named_parameters()).get("weight")
     eps = next((getattr(module, name) for name in ("variance_epsilon", "eps") if hasattr(module, name)), None)
@@ -55,7 +56,7 @@ def recognize(module: nn.Module) -> tuple[Tensor, float] | None:
     x = torch.randn(4, len(weight), generator=generator).to(weight.device, weight.dtype)
     with torch.no_grad():
         own = module(x).float()
-        for gain in (weight.detach(), 1 + weight.detach().float()):
-            if (rms_norm(x, gain, eps).float() - own).norm() <= CLOSE[weight.dtype] * own.norm():
-                return gain, eps
-    return None
+        gains = (weight.detach(), 1 + weight.detach().float())
+        errors = [float((rms_norm(x, gain, eps).float() - own).norm()) for gain in gains]
+        closer = min(range(len(gains)), key=errors.__getitem__)
+        return (gains[closer], eps) if errors[closer] <= CLOSE[weight.dtype] * float(own.norm()) else None
