@@ -99,6 +99,21 @@ def test_bfloat16_keeps_float32_statistics():
     assert hidden.grad is not None and hidden.grad.dtype == torch.bfloat16
 
 
+def test_a_token_that_the_model_is_sure_of_keeps_the_digits_of_its_loss_and_gradient():
+    torch.manual_seed(0)
+    weight, targets = torch.randn(3000, 32, dtype=torch.bfloat16), torch.arange(20)
+    weight = weight / weight.norm(dim=1, keepdim=True) * 4
+    hidden = (weight[:20] * 1.4).detach().requires_grad_()  # the target's logit is 22, others reach 13
+    losses = linear_cross_entropy(hidden, weight, targets)
+    losses.sum().backward()
+    exact_hidden = hidden.detach().double().requires_grad_()
+    exact = linear_cross_entropy_reference(exact_hidden, weight.double(), targets)
+    exact.sum().backward()
+    assert hidden.grad is not None and exact_hidden.grad is not None and exact.max() < 0.01
+    assert ((losses - exact).abs() <= 0.03 * exact).all()
+    assert (hidden.grad - exact_hidden.grad).norm() < 0.02 * exact_hidden.grad.norm()
+
+
 @pytest.mark.parametrize("magnitude", [1e4, -1e4])
 def test_large_logits_stay_finite(magnitude):
     hidden, weight, targets, _ = head(3, 4, 6, torch.float32, bias=False)
@@ -138,8 +153,9 @@ def test_a_logit_that_is_not_a_number_shows_in_the_loss():
 
 def test_logits_are_never_whole(monkeypatch):
     sizes = []
-    mm = torch.mm
-    monkeypatch.setattr(torch, "mm", lambda *a, out: sizes.append(out.numel()) or mm(*a, out=out))
+    for name in ("mm", "addmm"):
+        product = getattr(torch, name)
+        monkeypatch.setattr(torch, name, lambda *a, out, by=product: sizes.append(out.numel()) or by(*a, out=out))
     hidden, weight, targets, _ = head(100, 4, 50_000, torch.float32, bias=False)
     linear_cross_entropy(hidden, weight, targets)
     linear_scores(hidden, weight, targets)

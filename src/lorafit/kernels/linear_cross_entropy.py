@@ -3,11 +3,19 @@
 As in flash attention (arXiv 2205.14135), the vocabulary goes by in blocks that stay in the processor's cache: a block
 of logits is made, its exponentials are summed and, times the block of the head, added to the gradient of the hidden
 states at once. Nothing of it is kept, and nothing is computed again in the backward: 4 V d FLOPs a row, where
-recomputing the logits takes 6 V d. Exponentials are taken relative to a running reference; a row whose logits rise
-far above its reference gets a new one, and its sums are scaled.
+recomputing the logits takes 6 V d.
+
+With t the target, all logits are taken relative to the target's own, and the target is left out of the sums:
+
+    S = sum over j != t of exp(z_j - z_t)      loss = log(1 + S)
+    dz = (sum over j != t of exp(z_j - z_t) W_j  -  S W_t) / (1 + S)
+
+so that a token the model is sure of keeps all digits of its small loss and gradient. In half precision the target's
+logit is subtracted inside the matrix product, before the one rounding of a logit: differences near zero, which count
+most, are rounded least. A row with a logit so far above its target's that S would overflow is computed once more,
+relative to its largest.
 """
 
-import math
 from typing import Any
 
 import torch
@@ -15,10 +23,11 @@ from torch import Tensor
 from torch.nn import functional as F
 
 CACHED_LOGITS = 2**20  # of a block on the CPU: 4 MB in float32, a part of a shared cache
+CACHED_HALF_LOGITS = 2**19  # in half precision, beside their sums' copy in float32: 3 MB
 DEVICE_LOGITS = 2**26  # of a block on a device, where few large products win: 256 MB in float32
 FEWEST_COLUMNS = 256  # of the vocabulary in a block; fewer starve the matrix product
 MOST_ROWS = 4096  # at once
-HEADROOM = 8.0  # nats a logit may exceed its row's reference: e^8 keeps float16's range
+HEADROOM = 0.75  # of the dtype's exponents, for S: the rest is for products with the head
 
 
 def linear_cross_entropy(
@@ -47,7 +56,7 @@ def linear_cross_entropy(
     Returns:
         Losses in nats, (rows,), float32 (softmax statistics are float32 in every dtype; float64 stays float64).
     """
-    block = block or block_for(len(hidden), hidden.device.type)
+    block = block or block_for(len(hidden), hidden.device.type, hidden.dtype)
     return _LinearCrossEntropy.apply(hidden, weight, targets, bias, scale, softcap, block)  # type: ignore[return-value]
 
 
@@ -90,7 +99,7 @@ def linear_scores(
         Losses in nats, (rows,), float32 (float64 stays float64), and whether the target's logit is the largest, of
         equal ones the first, as in `torch.argmax`: (rows,), bool.
     """
-    rows, columns = block or block_for(len(hidden), hidden.device.type)
+    rows, columns = block or block_for(len(hidden), hidden.device.type, hidden.dtype)
     head = _Head(weight, bias, scale, softcap, columns, with_choice=True)
     parts = [head(h, t) for h, t in zip(hidden.split(rows), targets.split(rows), strict=True)]
     losses, _, correct = zip(*parts, strict=True)  # of no rows there is one empty part
@@ -119,10 +128,11 @@ def _whole_logits(
     return logits if softcap is None else torch.tanh(logits / softcap) * softcap
 
 
-def block_for(rows: int, device_type: str) -> tuple[int, int]:
+def block_for(rows: int, device_type: str, dtype: torch.dtype) -> tuple[int, int]:
     """Rows and vocabulary entries whose logits exist at once, of so many rows."""
     rows = max(1, min(rows, MOST_ROWS))
-    logits = CACHED_LOGITS if device_type == "cpu" else DEVICE_LOGITS
+    cached = CACHED_HALF_LOGITS if dtype.itemsize < 4 else CACHED_LOGITS
+    logits = cached if device_type == "cpu" else DEVICE_LOGITS
     return rows, max(logits // rows // 64 * 64, FEWEST_COLUMNS)
 
 
@@ -174,43 +184,82 @@ class _Head:
 
     def __call__(self, hidden: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """(rows, d) and (rows,) to losses (rows,), gradient (rows, d) and choice (rows,), empty if not asked for."""
+        own = self._own_logit(hidden, targets)
+        reference = own.to(hidden.dtype)
+        others, gradient, correct = self._sums(hidden, targets, reference)
+        far = ~(others < torch.finfo(hidden.dtype).max ** HEADROOM)  # what is no number is not less
+        if far.any():
+            again, its_targets = hidden[far], targets[far]
+            reference[far] = self._largest(again)
+            others[far], sums, _ = self._sums(again, its_targets, reference[far])
+            if self.with_gradient:
+                gradient[far] = sums
+        above = own - reference  # what rounding left of the target's logit; far below 0 where the largest was taken
+        losses = torch.logaddexp(others.log() - above, torch.zeros_like(above))
+        if self.with_gradient:  # d loss / d z = (softmax(z) - onehot) cap'(z)
+            slope = 1 if self.softcap is None else 1 - (own / self.softcap).square()
+            total = others + above.exp()
+            gradient.sub_(self.weight[targets] * (others * slope)[:, None]).mul_((self.scale / total)[:, None])
+        return losses, gradient.to(hidden.dtype), correct
+
+    def _own_logit(self, hidden: Tensor, targets: Tensor) -> Tensor:
+        """(rows,): each target's logit."""
+        dtype = _statistics_dtype(hidden)
+        z = torch.linalg.vecdot(hidden.to(dtype), self.weight[targets].to(dtype))
+        if self.bias is not None:
+            z += self.bias[targets]
+        z *= self.scale
+        return z if self.softcap is None else z.div_(self.softcap).tanh_().mul_(self.softcap)
+
+    def _sums(self, hidden: Tensor, targets: Tensor, reference: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Of all j but the target: exp(z_j - reference), (rows,), and, times W_j, (rows, d); and whether t is first."""
         statistics = {"dtype": _statistics_dtype(hidden), "device": hidden.device}
-        reference = torch.full(targets.shape, torch.finfo(statistics["dtype"]).min / 2, **statistics)
-        total, wanted = torch.zeros_like(reference), torch.zeros_like(reference)  # sum of exp(z - reference), z[target]
+        others = torch.zeros(targets.shape, **statistics)
         gradient = torch.zeros(hidden.shape if self.with_gradient else (0,), **statistics)
-        choice = _Choice(total) if self.with_choice else None
-        buffer = hidden.new_empty(min(self.columns, len(self.weight)), len(hidden))
+        choice = _Choice(others) if self.with_choice else None
+        shape = min(self.columns, len(self.weight)), len(hidden)
+        buffer = hidden.new_empty(shape)
+        wide = buffer if hidden.dtype == others.dtype else torch.empty(shape, **statistics)
+        below = -reference
         for start in range(0, len(self.weight), self.columns):
             part = self.weight[start : start + self.columns]  # (columns, d)
-            z, slope = self.logits(part, start, hidden, buffer[: len(part)])  # (columns, rows): this way is the faster
+            z, slope = buffer[: len(part)], None  # (columns, rows): this way is the faster
             inside = targets - start
-            found = z.gather(0, inside.clamp(0, len(part) - 1)[None])[0]
-            wanted = torch.where((inside >= 0) & (inside < len(part)), found, wanted)
-            largest = z.amax(0)
-            if choice is not None:
-                choice.see(z, largest, found, inside)
-            risen = largest > reference + HEADROOM
-            if z.device.type != "cpu" or risen.any():  # elsewhere asking would wait for the device
-                higher = torch.where(risen, largest, reference)
-                shrink = (reference - higher).exp()
-                reference, total = higher, total.mul_(shrink)
-                if self.with_gradient:
-                    gradient.mul_(shrink[:, None])
-            e = z.sub_(reference).exp_()
-            total += e.sum(0)
+            here, inside = (inside >= 0) & (inside < len(part)), inside.clamp(0, len(part) - 1)
+            if self.is_plain and choice is None:
+                e = torch.addmm(below, part, hidden.T, out=z).exp_()
+            else:
+                z, slope = self._logits(part, start, hidden, z)
+                if choice is not None:
+                    choice.see(z, inside, here)
+                e = z.sub_(reference).exp_()
+            at_target = e.gather(0, inside[None])
+            e.scatter_(0, inside[None], at_target.masked_fill_(here, 0))
+            others += (e if e.dtype == wide.dtype else wide[: len(part)].copy_(e)).sum(0)
             if self.with_gradient:
                 e = e if slope is None else e.mul_(slope)
-                if e.dtype == part.dtype:
+                if e.dtype == part.dtype == gradient.dtype:
                     gradient.addmm_(e.T, part)
                 else:
                     gradient += e.to(part.dtype).T @ part
-        losses = total.log() + reference - wanted
-        if self.with_gradient:  # d loss / d z = (softmax(z) - onehot) cap'(z)
-            at_target = 1 if self.softcap is None else 1 - (wanted / self.softcap).square()[:, None]
-            gradient = gradient.div_(total[:, None]).sub_(self.weight[targets] * at_target).mul_(self.scale)
-        return losses, gradient.to(hidden.dtype), targets.new_empty(0) if choice is None else choice.is_target
+        return others, gradient, others.new_empty(0) if choice is None else choice.is_target
 
-    def logits(self, part: Tensor, start: int, hidden: Tensor, out: Tensor) -> tuple[Tensor, Tensor | None]:
+    def _largest(self, hidden: Tensor) -> Tensor:
+        """(rows,): the largest logit of each row, in their dtype."""
+        largest = hidden.new_full((len(hidden),), -torch.inf)
+        buffer = hidden.new_empty(min(self.columns, len(self.weight)), len(hidden))
+        for start in range(0, len(self.weight), self.columns):
+            part = self.weight[start : start + self.columns]
+            z, _ = self._logits(part, start, hidden, buffer[: len(part)])
+            largest = torch.maximum(largest, z.amax(0).to(largest.dtype))
+        return largest
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether logits are the product alone."""
+        return self.bias is None and self.scale == 1 and self.softcap is None
+
+    def _logits(self, part: Tensor, start: int, hidden: Tensor, out: Tensor) -> tuple[Tensor, Tensor | None]:
         """`cap(scale * (h W' + b))` of a block, (columns, rows), and the cap's slope where the gradient needs it."""
         z = torch.mm(part, hidden.T, out=out)
         if self.bias is not None:
@@ -236,22 +285,18 @@ class _Choice:
         self.largest = torch.full_like(like, -torch.inf)
         self.is_target = torch.zeros_like(like, dtype=torch.bool)
 
-    def see(self, z: Tensor, largest: Tensor, found: Tensor, inside: Tensor) -> None:
+    def see(self, z: Tensor, inside: Tensor, here: Tensor) -> None:
         """Take in a block.
 
         Args:
             z: its logits, (columns, rows).
-            largest: of them, (rows,).
-            found: the target's logit where this block has it, else any of the block, (rows,).
-            inside: the target's place in this block, (rows,); outside of [0, columns) it is in another.
+            inside: the target's place in this block, (rows,); any where it is in another.
+            here: whether it is in this one, (rows,).
         """
+        largest, found = z.amax(0), z.gather(0, inside[None])[0]
         risen = largest > self.largest
         self.largest = torch.maximum(largest, self.largest)
-        here = (inside >= 0) & (inside < len(z))
         # The index is looked for only where it can be the target's: over all rows it takes a fifth of the product.
         rows = (risen & here & (found == largest)).nonzero()[:, 0]
         self.is_target &= ~risen
         self.is_target[rows] = z[:, rows].argmax(0) == inside[rows]
-
-
-assert math.exp(HEADROOM) < torch.finfo(torch.float16).max

@@ -130,7 +130,7 @@ class Facts:
             return labels * self.vocabulary * 2 * (width + FLOAT_BYTES)
         if not self.vocabulary:
             return 0
-        rows, columns = block_for(labels, self.device_type)
+        rows, columns = block_for(labels, self.device_type, self.dtype)
         logits = rows * min(columns, self.vocabulary) * (width + FLOAT_BYTES)
         return labels * self.hidden_size * (2 * FLOAT_BYTES + 2 * width) + logits
 
