@@ -47,7 +47,7 @@ def test_equals_the_reference_however_it_is_grouped(
     tensors = heads_of(lengths, key_heads, groups, 4)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(products, "LONGEST_KEPT", kept)
-        patch.setattr(products, "ROWS", {"cpu": rows})
+        patch.setattr(products, "ROWS_WIDE", rows)
         patch.setattr(products, "LONGEST_GROUPED", grouped)
         patch.setattr(products, "SLACK", slack)
         patch.setattr(products, "MOST_SCORES", most)

@@ -19,7 +19,8 @@ import torch
 from torch import Tensor
 
 LONGEST_KEPT = 512  # tokens: up to here a document's weights are less to keep than its other activations
-ROWS = {"cpu": 64}  # queries a block: fewer meet fewer keys in vain, more make better products
+ROWS_WIDE = 64  # queries a block on the CPU in float32: fewer meet fewer keys in vain, more make better products
+ROWS_HALF = 256  # and in half precision, where products are so fast that setting them up counts (6.9 ms against 9.2)
 ROWS_ELSEWHERE = 512
 LONGEST_GROUPED = 24  # tokens: up to here a document's products cost less than setting them up, so it joins others
 SLACK = 512  # scores (a head) that padding may add to a document
@@ -146,7 +147,8 @@ def _blocks(
     """The blocks of a group of documents of `own` lengths, padded to `length`."""
     window = None if window is None or window >= length else window
     limited = causal or window is not None
-    step = ROWS.get(device.type, ROWS_ELSEWHERE) if limited or length > LONGEST_KEPT else length
+    rows = ROWS_ELSEWHERE if device.type != "cpu" else ROWS_HALF if dtype.itemsize < 4 else ROWS_WIDE
+    step = rows if limited or length > LONGEST_KEPT else length
     padded = not causal and min(own) < length  # a causal mask hides padding, which lies behind
     for start in range(0, length, step):
         end = min(start + step, length)

@@ -16,6 +16,7 @@ most, are rounded least. A row with a logit so far above its target's that S wou
 relative to its largest.
 """
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -216,25 +217,22 @@ class _Head:
         statistics = {"dtype": _statistics_dtype(hidden), "device": hidden.device}
         others = torch.zeros(targets.shape, **statistics)
         gradient = torch.zeros(hidden.shape if self.with_gradient else (0,), **statistics)
-        choice = _Choice(others) if self.with_choice else None
+        choice = _Choice(others, targets) if self.with_choice else None
         shape = min(self.columns, len(self.weight)), len(hidden)
         buffer = hidden.new_empty(shape)
         wide = buffer if hidden.dtype == others.dtype else torch.empty(shape, **statistics)
         below = -reference
-        for start in range(0, len(self.weight), self.columns):
+        for start, at_target in self._blocks(targets):
             part = self.weight[start : start + self.columns]  # (columns, d)
             z, slope = buffer[: len(part)], None  # (columns, rows): this way is the faster
-            inside = targets - start
-            here, inside = (inside >= 0) & (inside < len(part)), inside.clamp(0, len(part) - 1)
             if self.is_plain and choice is None:
                 e = torch.addmm(below, part, hidden.T, out=z).exp_()
             else:
                 z, slope = self._logits(part, start, hidden, z)
                 if choice is not None:
-                    choice.see(z, inside, here)
+                    choice.see(z, start)
                 e = z.sub_(reference).exp_()
-            at_target = e.gather(0, inside[None])
-            e.scatter_(0, inside[None], at_target.masked_fill_(here, 0))
+            e.view(-1).index_fill_(0, at_target, 0)
             others += (e if e.dtype == wide.dtype else wide[: len(part)].copy_(e)).sum(0)
             if self.with_gradient:
                 e = e if slope is None else e.mul_(slope)
@@ -243,6 +241,14 @@ class _Head:
                 else:
                     gradient += e.to(part.dtype).T @ part
         return others, gradient, others.new_empty(0) if choice is None else choice.is_target
+
+    def _blocks(self, targets: Tensor) -> Iterator[tuple[int, Tensor]]:
+        """First vocabulary entry of each block, and where in its (columns, rows) values, flat, the targets' are."""
+        order = targets.argsort()
+        flat = targets[order] % self.columns * len(targets) + order
+        starts = range(0, len(self.weight), self.columns)
+        counts = torch.bincount(targets // self.columns, minlength=len(starts)).tolist()
+        yield from zip(starts, flat.split(counts), strict=True)
 
     def _largest(self, hidden: Tensor) -> Tensor:
         """(rows,): the largest logit of each row, in their dtype."""
@@ -281,18 +287,15 @@ class _Choice:
         is_target: so far, (rows,), bool.
     """
 
-    def __init__(self, like: Tensor) -> None:
+    def __init__(self, like: Tensor, targets: Tensor) -> None:
+        self.targets = targets
         self.largest = torch.full_like(like, -torch.inf)
         self.is_target = torch.zeros_like(like, dtype=torch.bool)
 
-    def see(self, z: Tensor, inside: Tensor, here: Tensor) -> None:
-        """Take in a block.
-
-        Args:
-            z: its logits, (columns, rows).
-            inside: the target's place in this block, (rows,); any where it is in another.
-            here: whether it is in this one, (rows,).
-        """
+    def see(self, z: Tensor, start: int) -> None:
+        """Take in the logits of a block, (columns, rows), whose first entry is `start`."""
+        inside = self.targets - start
+        here, inside = (inside >= 0) & (inside < len(z)), inside.clamp(0, len(z) - 1)
         largest, found = z.amax(0), z.gather(0, inside[None])[0]
         risen = largest > self.largest
         self.largest = torch.maximum(largest, self.largest)
