@@ -108,3 +108,13 @@ def test_sampling_follows_the_models_distribution():
     drawn = torch.tensor([answer[0] if answer else 60 for answer in answers])
     found = torch.bincount(drawn, minlength=61) / 4000
     assert (found - expected).abs().sum() / 2 < 0.06  # total variation distance; about 0.04 by chance
+
+
+def test_the_head_gets_no_view_of_all_hidden_states():
+    """In bfloat16 torch multiplies such a view by a copy of the weight for every prompt."""
+    model, seen = sharpened(gemma3), []
+    head = model.get_output_embeddings()
+    hook = head.register_forward_hook(lambda module, arguments, output: seen.append(arguments[0].is_contiguous()))
+    generate(model, PROMPTS, stop_token_ids=STOPS, max_new_tokens=3)
+    hook.remove()
+    assert seen and all(seen) and not head._forward_pre_hooks

@@ -73,7 +73,7 @@ def generate(
     )
     answers: list[list[int]] = [[] for _ in prompts]
     by_length = sorted(range(len(prompts)), key=lambda index: len(prompts[index]), reverse=True)
-    with evaluating(model), _seeded(sampling):
+    with evaluating(model), _seeded(sampling), _contiguous_head(model):
         for start in range(0, len(prompts), batch_size):
             batch = by_length[start : start + batch_size]
             input_ids, attention_mask = _left_padded([prompts[index] for index in batch], pad)
@@ -130,6 +130,24 @@ def _seeded(sampling: Sampling) -> Iterator[None]:
         if sampling.temperature > 0:
             torch.manual_seed(sampling.seed)
         yield
+
+
+@contextmanager
+def _contiguous_head(model: PreTrainedModel) -> Iterator[None]:
+    """The head gets the last hidden states of the prompts in memory of their own, not as a view of all of them.
+
+    In bfloat16 on the CPU torch 2.13 multiplies such a view by a copy of the weight for every prompt: 64 prompts and
+    Gemma's vocabulary took 22 GB and a minute where 0.05 s do.
+    """
+    head = model.get_output_embeddings()
+    if head is None:
+        yield
+        return
+    hook = head.register_forward_pre_hook(lambda module, arguments: (arguments[0].contiguous(), *arguments[1:]))
+    try:
+        yield
+    finally:
+        hook.remove()
 
 
 class _Words(TextStreamer):
