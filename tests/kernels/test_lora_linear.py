@@ -4,7 +4,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils.checkpoint import checkpoint
 
-from lorafit.kernels.lora_linear import Adapter, Mask, draw_masks, lora_linear, lora_linear_reference
+from lorafit.kernels.dropout import draw_masks
+from lorafit.kernels.lora_linear import Adapter, lora_linear, lora_linear_reference
 
 
 def operands(shape, d_in, d_out, ranks, dtype, bias=True, transposed=False, dropout=0.0):
@@ -149,28 +150,6 @@ def test_without_gradients_nothing_is_kept():
     adapters[0].A.requires_grad_()
     with torch.no_grad():
         assert lora_linear(x, weight, None, adapters).grad_fn is None
-
-
-@settings(max_examples=25, deadline=None)
-@given(dropout=st.floats(0.001, 0.999), seed=st.integers(0, 2**62 - 1))
-def test_masks_keep_the_asked_share_and_the_expected_value(dropout, seed):
-    torch.manual_seed(seed)
-    (mask,) = draw_masks([dropout])
-    assert mask is not None
-    kept = mask.draw((301, 333), torch.device("cpu"))
-    n, share = kept.numel(), 1 - dropout
-    assert abs(kept.double().mean().item() - share) < 5 * (share * dropout / n) ** 0.5 + 2**-16
-    assert mask.scale == pytest.approx(1 / share, rel=2**-17 / share)
-    assert torch.equal(kept, mask.draw((301, 333), torch.device("cpu")))
-    columns = kept.double().mean(0)  # no column, so no place in a 64-bit word, is favoured
-    assert (columns - share).abs().max() < 6 * (share * dropout / 301) ** 0.5 + 0.01
-
-
-def test_masks_that_keep_all_or_almost_nothing():
-    assert draw_masks([0.0, 1e-9]) == [None, None]
-    for kept in (1, 2**16 - 1):
-        mask = Mask(kept, 0)
-        assert mask.draw((1000, 1000), torch.device("cpu")).double().mean() == pytest.approx(kept / 2**16, abs=1e-4)
 
 
 def test_every_call_and_every_adapter_draws_anew_and_a_seed_repeats():

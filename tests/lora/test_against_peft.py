@@ -7,7 +7,7 @@ import pytest
 import torch
 from small_models import ARCHITECTURES, batch, loss, make, output
 
-from lorafit.kernels.lora_linear import draw_masks
+from lorafit.kernels.dropout import draw_masks
 from lorafit.lora import LoraConfig, adapter_tensors, attach, load_adapter, print_trainable_parameters, save_adapter
 from lorafit.lora.inject import TiedWeightsWarning
 from lorafit.lora.plain import term_by_term

@@ -18,7 +18,7 @@ from lorafit.train.norms import LeanRmsNorm
 
 PACKED = ["gpt2", "llama", "qwen3", "gemma2", "gemma3", "cohere", "granite", "opt"]
 NOT_PACKED = ["mamba", "lfm2", "bloom"]  # state space, convolution, no positions
-WHOLE = FastPath(packed=True, attention=True, prefix=True, head=True, norms=True, update=True)
+WHOLE = FastPath(packed=True, attention=True, prefix=True, head=True, norms=True, update=True, dropout=True)
 
 
 def documents(count=6):
@@ -50,7 +50,7 @@ def test_attention_models_take_the_whole_fast_path(kind):
 @pytest.mark.parametrize("kind", NOT_PACKED)
 def test_models_that_would_mix_documents_are_padded_and_the_rest_is_fast(kind):
     path, lines = chosen(adapted(kind))
-    assert path == FastPath(head=True, norms=True, update=True)
+    assert path == FastPath(head=True, norms=True, update=True, dropout=True)
     assert lines[-1].endswith("batches are padded instead, sorted by length.")
 
 
@@ -64,7 +64,7 @@ def test_attention_that_asks_for_more_is_masked_instead(monkeypatch):
     monkeypatch.setattr(LlamaAttention, "forward", lambda self, *args, **kwargs: own(self, *args, **kwargs, s_aux=1.0))
     model = adapted("llama")
     path, lines = chosen(model)
-    assert path == FastPath(packed=True, attention=False, head=True, norms=True, update=True)
+    assert path == FastPath(packed=True, attention=False, head=True, norms=True, update=True, dropout=True)
     assert lines[-1] == "LlamaForCausalLM: attention by document is off, LlamaAttention attends with s_aux."
     with attention_by_document(model), pytest.raises(AttentionNotSupported, match="LlamaAttention attends with s_aux"):
         model(input_ids=torch.tensor([[1, 2]]), document_lengths=(2,))
@@ -79,7 +79,7 @@ def test_a_wrong_shared_beginning_is_off_and_named(monkeypatch):
 
     monkeypatch.setattr(lorafit.train.attention, "document_attention", without_prefix)
     path, lines = chosen(adapted("llama"))
-    assert path == FastPath(packed=True, attention=True, prefix=False, head=True, norms=True, update=True)
+    assert path == FastPath(packed=True, attention=True, prefix=False, head=True, norms=True, update=True, dropout=True)
     assert len(lines) == 1 and "the shared beginning, laid down once, is off, its losses differ by" in lines[0]
 
 
@@ -97,7 +97,7 @@ def test_a_wrong_head_is_off_and_named():
     assert loss.head is not None
     loss.head = type(loss.head)(loss.head.linear, scale=1.01, softcap=None)
     path, lines = chosen(model, loss=loss)
-    assert path == FastPath(packed=True, attention=True, prefix=True, head=False, norms=True, update=True)
+    assert path == FastPath(packed=True, attention=True, prefix=True, head=False, norms=True, update=True, dropout=True)
     assert len(lines) == 1 and "the loss without whole logits is off, its losses differ by" in lines[0]
 
 
@@ -108,7 +108,7 @@ def test_a_wrong_normalization_is_off_and_named(monkeypatch):
     assert path.norms
     monkeypatch.setattr(LeanRmsNorm, "forward", lambda self, x: own(x, self.lean_gain, self.lean_eps) * 1.01)
     path, lines = chosen(model)
-    assert path == FastPath(packed=True, attention=True, prefix=True, head=True, norms=False, update=True)
+    assert path == FastPath(packed=True, attention=True, prefix=True, head=True, norms=False, update=True, dropout=True)
     assert len(lines) == 1 and "the lean normalization is off" in lines[0]
 
 
@@ -123,7 +123,7 @@ def test_a_wrong_lora_operation_is_off_and_named_though_the_update_is_still_zero
     scaling = {"default": 2.0}
     monkeypatch.setattr(lorafit.lora.layers.linear.Layer, "forward", wrong)
     path, lines = chosen(model)
-    assert path == FastPath(packed=True, attention=True, prefix=True, head=True, norms=True, update=False)
+    assert path == FastPath(packed=True, attention=True, prefix=True, head=True, norms=True, update=False, dropout=True)
     assert len(lines) == 1 and "the LoRA layers as one operation is off" in lines[0]
 
 

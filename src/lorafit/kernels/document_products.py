@@ -18,6 +18,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lorafit.kernels.dropout import draw_masks
+
 LONGEST_KEPT = 512  # tokens: up to here a document's weights are less to keep than its other activations
 ROWS_WIDE = 64  # queries a block on the CPU in float32: fewer meet fewer keys in vain, more make better products
 ROWS_HALF = 256  # and in half precision, where products are so fast that setting them up counts (6.9 ms against 9.2)
@@ -214,7 +216,7 @@ class _Attention(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, q, k, v, groups: tuple[Group, ...], scaling, softcap, dropout) -> Tensor:
         output = _by_token(q, v.shape[3])
-        kept = []
+        kept, scale = [], 1.0  # the latter of what dropout keeps
         for group in groups:
             queries, keys, values = group.read(q), group.read(k).squeeze(1), group.read(v).squeeze(1)
             place = group.place(output)
@@ -223,20 +225,22 @@ class _Attention(torch.autograd.Function):
                 p, _ = _weights(rows, keys.narrow(1, *block.keys), block, group, softcap)
                 if group.keeps_weights(softcap):
                     kept.append(p)
-                if dropout:
-                    p, left = torch.native_dropout(p, dropout, True)
+                (mask,) = draw_masks([dropout])
+                if mask is not None:
+                    left, scale = mask.draw(p.shape, p.device), mask.scale
                     kept.append(left)
+                    p = _dropped(p, left, scale)
                 _put(place, block, torch.bmm(p, values.narrow(1, *block.keys)))
             group.store(output, place)
         ctx.save_for_backward(q, k, v, *kept)
-        ctx.settings = groups, scaling, softcap, dropout
+        ctx.settings = groups, scaling, softcap, scale
         return output
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, *output_gradients: Any):
         q, k, v, *waiting = ctx.saved_tensors
-        groups, scaling, softcap, dropout = ctx.settings
+        groups, scaling, softcap, scale = ctx.settings
         wants_q, wants_k, wants_v = ctx.needs_input_grad[:3]
         kept = iter(waiting)
         dq, dk, dv = (_by_token(x, x.shape[3]) for x in (q, k, v))
@@ -251,12 +255,12 @@ class _Attention(torch.autograd.Function):
                     p = next(kept)
                 else:
                     p, slope = _weights(rows, its_keys, block, group, softcap)
-                left = next(kept) if dropout else None
+                left = next(kept) if scale != 1 else None
                 if wants_v:
-                    sum_v.add(block, _dropped(p, left, dropout), drows)
+                    sum_v.add(block, _dropped(p, left, scale), drows)
                 if not (wants_q or wants_k):
                     continue
-                dp = _dropped(torch.bmm(drows, values.narrow(1, *block.keys).transpose(1, 2)), left, dropout)
+                dp = _dropped(torch.bmm(drows, values.narrow(1, *block.keys).transpose(1, 2)), left, scale)
                 dz = torch._softmax_backward_data(dp, p, -1, p.dtype)  # pyright: ignore[reportPrivateImportUsage]
                 if slope is not None:
                     dz *= slope
@@ -325,5 +329,5 @@ class _Sum:
             self.total.narrow(1, *block.keys).add_(torch.bmm(weights.transpose(1, 2), rows))
 
 
-def _dropped(x: Tensor, left: Tensor | None, dropout: float) -> Tensor:
-    return x if left is None else (x * left).mul_(1 / (1 - dropout))
+def _dropped(x: Tensor, left: Tensor | None, scale: float) -> Tensor:
+    return x if left is None else (x * left).mul_(scale)

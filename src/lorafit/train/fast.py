@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from lorafit.lora.plain import term_by_term
 from lorafit.train.attention import AttentionNotSupported, attention_by_document, can_attend_by_document
 from lorafit.train.batches import IGNORED, Document, pack, pad
+from lorafit.train.dropouts import lean_dropouts
 from lorafit.train.loss import DocumentLoss, evaluating
 from lorafit.train.norms import lean_norms
 
@@ -50,6 +51,7 @@ class FastPath:
         head: the loss is made of hidden states, without whole logits.
         norms: frozen RMS norms are computed leanly.
         update: a LoRA layer is one operation.
+        dropout: the model's own dropout draws fewer random numbers; it is off while the others are tried.
     """
 
     packed: bool = False
@@ -58,6 +60,7 @@ class FastPath:
     head: bool = False
     norms: bool = False
     update: bool = False
+    dropout: bool = False
 
     @contextmanager
     def on(self, loss: DocumentLoss) -> Iterator[None]:
@@ -66,6 +69,8 @@ class FastPath:
         with ExitStack() as stack:
             if self.norms:
                 stack.enter_context(lean_norms(loss.model))
+            if self.dropout:
+                stack.enter_context(lean_dropouts(loss.model))
             if not self.update:
                 stack.enter_context(term_by_term(loss.model))
             if self.attention:
@@ -100,10 +105,10 @@ def choose_fast_path(
         on_notice(f"{name} cannot tell documents in one row apart: batches are padded instead, sorted by length.")
     attention = loss.can_pack and can_attend_by_document(loss.model)
     prefix = attention and loss.can_share_prefix
-    whole = FastPath(loss.can_pack, attention, prefix, loss.head is not None, norms=True, update=True)
+    whole = FastPath(loss.can_pack, attention, prefix, loss.head is not None, norms=True, update=True, dropout=True)
     if trial.error_of(whole) is None:
         return whole
-    kept = PLAIN
+    kept = replace(PLAIN, dropout=True)
     for part in ("head", "norms", "update"):
         if not getattr(whole, part):
             continue
@@ -114,7 +119,7 @@ def choose_fast_path(
             on_notice(f"{name}: {NAMES[part]} is off, {error}.")
     if whole.packed:
         kept = _packing(trial, kept, whole, name, on_notice)
-    if kept != PLAIN and (error := trial.error_of(kept)) is not None:
+    if (error := trial.error_of(kept)) is not None:
         on_notice(f"{name}: the fast computations are off, together {error}.")
         return PLAIN
     return kept
