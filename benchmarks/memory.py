@@ -130,9 +130,9 @@ def table(points: list[dict]) -> str:
 
 def measure(setting: Setting, folder: Path) -> None:
     """Train two steps as `lorafit train` does."""
-    from lorafit.allocator import use_huge_pages
+    from lorafit.allocator import tune_torch
 
-    use_huge_pages()
+    tune_torch()
     from lorafit.recipe import load_recipe
     from lorafit.train import train
 

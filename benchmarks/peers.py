@@ -209,9 +209,9 @@ def matrix_peak(name: str) -> float:
 
 
 def lorafit(arguments, rows) -> tuple[float, list[dict]]:
-    from lorafit.allocator import use_huge_pages
+    from lorafit.allocator import tune_torch
 
-    use_huge_pages()  # before torch is there, as the command line does
+    tune_torch()  # before torch is there, as the command line does
     from lorafit import LoraConfig, attach
     from lorafit.recipe import TrainSettings
 

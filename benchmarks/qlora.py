@@ -158,9 +158,9 @@ def settings_of(arguments):
 
 
 def lorafit(arguments, rows) -> tuple[float, list[dict]]:
-    from lorafit.allocator import use_huge_pages
+    from lorafit.allocator import tune_torch
 
-    use_huge_pages()  # before torch is there, as the command line does
+    tune_torch()  # before torch is there, as the command line does
     from lorafit import load_adapter
 
     model = peers.load(arguments.model, quantize=SYSTEMS[arguments.worker])

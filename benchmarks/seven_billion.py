@@ -154,9 +154,9 @@ def random_tensor(shape, noise, start: int):
 
 def train(arguments) -> dict:
     """Load and take a step; how long that took, and how much memory."""
-    from lorafit.allocator import use_huge_pages
+    from lorafit.allocator import tune_torch
 
-    use_huge_pages()
+    tune_torch()
     import bitsandbytes  # noqa: F401 (all imports are in the baseline)
     import datasets  # noqa: F401
     from transformers import LlamaForCausalLM, Trainer, set_seed  # noqa: F401

@@ -3,6 +3,7 @@ import subprocess
 import sys
 
 import pytest
+import torch
 
 PINNED = """
 import sys
@@ -22,7 +23,18 @@ import lorafit.cli.main as cli, os
 try:
     cli.main(["--version"])
 finally:
-    print(os.environ.get("THP_MEM_ALLOC_ENABLE"))
+    print(os.environ.get("THP_MEM_ALLOC_ENABLE"), os.environ.get("LRU_CACHE_CAPACITY"), sep=",")
+"""
+SHAPES = """
+from lorafit.allocator import tune_torch
+tune_torch()
+import psutil, torch
+x, weight = torch.randn(800, 640).bfloat16(), torch.randn(2048, 640).bfloat16()
+torch.nn.functional.linear(x, weight)
+before = psutil.Process().memory_info().rss
+for rows in range(600, 800):
+    torch.nn.functional.linear(x[:rows], weight)
+print((psutil.Process().memory_info().rss - before) / 2**20)
 """
 glibc = pytest.mark.skipif(sys.platform != "linux", reason="about glibc")
 
@@ -45,6 +57,11 @@ def test_a_threshold_of_the_user_stays():
 
 
 @glibc
-def test_the_command_line_asks_torch_for_huge_pages_unless_told_otherwise():
-    assert run(PAGES) == "1"
-    assert run(PAGES, THP_MEM_ALLOC_ENABLE="0") == "0"
+def test_the_command_line_tunes_torch_unless_told_otherwise():
+    assert run(PAGES) == "1,16"
+    assert run(PAGES, THP_MEM_ALLOC_ENABLE="0", LRU_CACHE_CAPACITY="7") == "0,7"
+
+
+@pytest.mark.skipif(not torch.ops.mkldnn._is_mkldnn_bf16_supported(), reason="products in bfloat16 are emulated")
+def test_products_of_many_shapes_in_bfloat16_keep_little_memory():
+    assert float(run(SHAPES)) < 150  # 600 by itself

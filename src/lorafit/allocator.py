@@ -1,4 +1,4 @@
-"""How this process takes memory from Linux, and gives it back; elsewhere nothing here does anything.
+"""How this process takes memory, and gives it back.
 
 Measured on 2 cores (AMD EPYC): huge pages make training 3 to 8 % faster and the loading of a quantized model 18 %.
 Giving back at once takes 3 to 13 % of a step, and keeps the holes between tensors, which come to gigabytes with
@@ -10,12 +10,18 @@ import os
 import sys
 
 HUGE_PAGES = "THP_MEM_ALLOC_ENABLE"  # torch's: pages of 2 MB for tensors of that size and more
+SHAPES = "LRU_CACHE_CAPACITY"  # of torch's oneDNN (ideep): shapes of products that are kept
+FEW_SHAPES = "16"
 OWN_MAP_BYTES = 4 * 2**20  # from here on a piece of memory is its own, given back when freed
 _M_MMAP_THRESHOLD = -3  # glibc's malloc.h
 
 
-def use_huge_pages() -> None:
-    """Let torch ask for huge pages; to be called before torch makes its first tensor."""
+def tune_torch() -> None:
+    """Let torch ask Linux for huge pages and remember few shapes, unless the environment says otherwise.
+
+    To be called before torch makes its first tensor.
+    """
+    os.environ.setdefault(SHAPES, FEW_SHAPES)
     if sys.platform == "linux":
         os.environ.setdefault(HUGE_PAGES, "1")
 

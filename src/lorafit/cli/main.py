@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 import lorafit
-from lorafit.allocator import use_huge_pages
+from lorafit.allocator import tune_torch
 from lorafit.cli import chat, compare, demo, eval, export, generate, init, plan, report, runs, train, watch
 from lorafit.cli.options import INTERRUPTED
 from lorafit.cli.output import print_json
@@ -61,7 +61,7 @@ def main(arguments: list[str] | None = None) -> int:
         exception is a bug and keeps its traceback.
     """
     arguments = sys.argv[1:] if arguments is None else arguments
-    use_huge_pages()
+    tune_torch()
     for stream in (sys.stdout, sys.stderr):  # a character that the terminal's encoding lacks must not end a run
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
