@@ -3,6 +3,10 @@
 Measured on 2 cores (AMD EPYC): huge pages make training 3 to 8 % faster and the loading of a quantized model 18 %.
 Giving back at once takes 3 to 13 % of a step, and keeps the holes between tensors, which come to gigabytes with
 checkpointing or a quantized model, from counting.
+
+In bfloat16 each shape of a matrix product that oneDNN remembers holds memory (1,000 rows with 2,048 x 640 weights: 4
+MB), and packs of rows come in ever new shapes. It keeps 1,024 by itself: 40 packs of Gemma 3 270M filled 1 GB, and more
+came. With 256 they take 0.3 GB and a step is as fast; with 64 a pack of 24 documents takes 1.4 times as long.
 """
 
 import ctypes
@@ -10,8 +14,7 @@ import os
 import sys
 
 HUGE_PAGES = "THP_MEM_ALLOC_ENABLE"  # torch's: pages of 2 MB for tensors of that size and more
-SHAPES = "LRU_CACHE_CAPACITY"  # of torch's oneDNN (ideep): shapes of products that are kept
-FEW_SHAPES = "16"
+SHAPES = {"ONEDNN_PRIMITIVE_CACHE_CAPACITY": "256", "LRU_CACHE_CAPACITY": "16"}  # kept by oneDNN, and by torch for it
 OWN_MAP_BYTES = 4 * 2**20  # from here on a piece of memory is its own, given back when freed
 _M_MMAP_THRESHOLD = -3  # glibc's malloc.h
 
@@ -21,7 +24,8 @@ def tune_torch() -> None:
 
     To be called before torch makes its first tensor.
     """
-    os.environ.setdefault(SHAPES, FEW_SHAPES)
+    for name, count in SHAPES.items():
+        os.environ.setdefault(name, count)
     if sys.platform == "linux":
         os.environ.setdefault(HUGE_PAGES, "1")
 
