@@ -50,7 +50,7 @@ def test_every_linear_layer_but_the_head_is_quantized(checkpoint, small_model, h
 def test_a_classifier_is_quantized_too_and_its_head_is_not(checkpoint, how):
     model, fresh = load_classifier(resolve(str(checkpoint)), ["a", "b"], dtype="fp32", device="cpu", quantize=how)
     assert fresh == ["score"] and type(model.score) is torch.nn.Linear
-    assert type(model.model.layers[0].mlp.up_proj) is KINDS[how]
+    assert isinstance(model.model.layers[0].mlp.up_proj, KINDS[how])
 
 
 def test_a_model_of_other_layers_is_refused_by_the_largest_of_them(tmp_path):
@@ -80,12 +80,12 @@ def test_without_bitsandbytes_there_is_one_line_before_any_work(checkpoint, save
 @pytest.mark.parametrize("asked", ["none", "as it is"])
 def test_a_checkpoint_that_was_saved_quantized_is_taken_as_it_is_and_trains(checkpoint, saved, how, asked):
     model, first = load(saved(how), "none" if asked == "none" else how), load(checkpoint, how)
-    assert type(model.model.layers[0].mlp.up_proj) is KINDS[how]
+    assert isinstance(model.model.layers[0].mlp.up_proj, KINDS[how])
     assert all(torch.equal(value, first.state_dict()[name]) for name, value in model.state_dict().items())
     assert torch.equal(model(IDS).logits, first(IDS).logits)
     classes = resolve(str(saved(how))), ["a", "b"]
     classifier, fresh = load_classifier(*classes, device="cpu", quantize="none" if asked == "none" else how)
-    assert fresh == ["score"] and type(classifier.model.layers[0].mlp.up_proj) is KINDS[how]
+    assert fresh == ["score"] and isinstance(classifier.model.layers[0].mlp.up_proj, KINDS[how])
     attach(model, LoraConfig(r=2, target_modules="all-linear"))
     assert is_quantized(model.model.layers[0].mlp.up_proj)
     model(IDS, labels=IDS).loss.backward()

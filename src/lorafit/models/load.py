@@ -19,6 +19,7 @@ from lorafit.models.quantize import (
     is_quantized_already,
     one_tensor_at_a_time,
     quantization_config,
+    read_by_lorafit,
 )
 from lorafit.models.quiet import quiet_transformers, without_load_report
 from lorafit.models.resolve import ResolvedModel
@@ -101,6 +102,7 @@ def load_model(
                 **placement,
                 **_source(resolved),
             )
+    read_by_lorafit(model)
     check_quantized(model, quantize, resolved.reference)
     if missing := sorted(name for name in info["missing_keys"] if "pooler." not in name):
         raise ModelError(
@@ -162,6 +164,7 @@ def load_classifier(
                 **placement,
                 **_source(resolved),
             )
+    read_by_lorafit(model)
     check_quantized(model, quantize, resolved.reference)
     fresh = [*info["missing_keys"], *(key for key, *_ in info["mismatched_keys"])]
     body = f"{model.base_model_prefix}."

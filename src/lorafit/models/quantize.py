@@ -104,6 +104,22 @@ def one_tensor_at_a_time(changed: bool) -> Iterator[None]:
         modeling_utils.safe_open = mapped
 
 
+def read_by_lorafit(model: "PreTrainedModel") -> None:
+    """On the CPU let 4-bit layers multiply by lorafit's own reading of their weights, whether adapted or not.
+
+    bitsandbytes 0.50 misreads widths that are no multiples of 64 on processors with AVX-512; on those with bf16
+    products an evaluating layer rounds its scales for good, and fails where its shape is no multiple of 32 and 64.
+    """
+    from lorafit.lora.base_weight import four_bit
+    from lorafit.lora.graft import graft
+    from lorafit.lora.layers.linear import StoredLinear
+
+    for module in model.modules():
+        weight = module._parameters.get("weight")
+        if weight is not None and weight.device.type == "cpu" and four_bit.matches(module):
+            graft(module, StoredLinear)
+
+
 def check_quantized(model: "PreTrainedModel", quantize: Quantize, reference: str) -> None:
     """Refuse a model most of whose weights could not be quantized.
 

@@ -1,6 +1,7 @@
 """`nn.Linear`: weight (out, in)."""
 
 import functools
+from typing import Any
 
 import torch
 import torch.nn as nn
@@ -9,6 +10,7 @@ from torch import Tensor
 
 from lorafit.kernels.lora_linear import Adapter, FrozenWeight, StoredWeight, autocasts, lora_linear
 from lorafit.lora.base_weight import storage_of
+from lorafit.lora.graft import Graft
 from lorafit.lora.layers.base import LoraLayer
 
 
@@ -39,9 +41,7 @@ class Layer(LoraLayer):
         """`W0 x + b`; a quantized weight is multiplied as it reads, where bitsandbytes may round x as well."""
         if not self.is_quantized:
             return super().base_forward(x, *args, **kwargs)
-        weight, bias = self.weight_and_bias()
-        A, B = (x.new_empty(shape) for shape in self.shapes(self, 0))
-        return lora_linear(x, weight, bias, [Adapter(A, B, scaling=0.0)])
+        return stored_linear(self, x)
 
     def active_adapter(self, name: str) -> Adapter:
         """The operands of one adapter's update; dropout is 0 outside of training."""
@@ -80,8 +80,7 @@ class Layer(LoraLayer):
         """The frozen weight as (out, in), or what reads it, and the bias."""
         if not self.is_quantized:
             return self.weight, self.bias  # type: ignore[return-value]
-        blocks = functools.partial(storage_of(self).blocks, self)
-        return StoredWeight(self.out_features, blocks), self.bias  # type: ignore[return-value, arg-type]
+        return stored_weight(self), self.bias  # type: ignore[return-value]
 
     def update(self, x: Tensor, A: Tensor, B: Tensor) -> Tensor:
         """`x` (..., in) -> (..., out)."""
@@ -90,3 +89,22 @@ class Layer(LoraLayer):
     def weight_update(self, A: Tensor, B: Tensor) -> Tensor:
         """(out, in)."""
         return B @ A
+
+
+class StoredLinear(Graft, nn.Module):
+    """A quantized linear layer that is multiplied as lorafit reads it."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`W0 x + b`, (..., in) to (..., out), in x's dtype."""
+        return stored_linear(self, x)
+
+
+def stored_linear(module: Any, x: Tensor) -> Tensor:
+    """`W0 x + b` with a weight that has to be read, differentiable in x."""
+    A, B = x.new_empty(0, module.in_features), x.new_empty(module.out_features, 0)
+    return lora_linear(x, stored_weight(module), module.bias, [Adapter(A, B, scaling=0.0)])
+
+
+def stored_weight(module: Any) -> StoredWeight:
+    """What reads a quantized layer's weight, (out, in)."""
+    return StoredWeight(module.out_features, functools.partial(storage_of(module).blocks, module))
