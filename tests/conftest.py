@@ -6,6 +6,17 @@ from pathlib import Path
 import pytest
 
 
+@pytest.fixture(scope="session", autouse=True)
+def auto_is_float32():
+    """Tests compare numbers: they are computed alike on every processor, also on those that multiply bfloat16 fast."""
+    from lorafit.models import load
+
+    asked = load._cpu_multiplies_bf16
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(load, "_cpu_multiplies_bf16", lambda *cpuinfo: asked(*cpuinfo) if cpuinfo else False)
+        yield
+
+
 @pytest.fixture(scope="session")
 def tiny_model_directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A random two-layer Llama in bfloat16 with a byte-level tokenizer without a chat template."""

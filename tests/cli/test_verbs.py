@@ -60,7 +60,7 @@ def test_metrics_of_answers_from_the_command_line(
     metrics = json.loads((tmp_path / "run" / "eval.json").read_text())
     assert found["metrics"] == metrics and found["answered"] == 5
     assert [*metrics] == ["loss", "perplexity", "token_accuracy", "chrf", "letters"]
-    scored = Run(tmp_path / "run").scored_rows["metrics"]
+    scored = Run(tmp_path / "run").scored_rows
     letters = [len(sample["tuned"]) for sample in Run(tmp_path / "run").samples]
     assert [row[0] for row in scored["letters"]["tuned"]] == letters
     assert metrics["letters"]["tuned"] == pytest.approx(sum(letters) / 5)

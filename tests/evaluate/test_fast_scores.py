@@ -24,7 +24,7 @@ from lorafit.train.batches import Document
 from lorafit.train.fast import PLAIN, FastPath, choose_fast_path
 from lorafit.train.loss import LabelLoss
 
-WHOLE = FastPath(packed=True, attention=True, prefix=True, head=True, norms=True, update=True)
+WHOLE = FastPath(packed=True, attention=True, prefix=True, head=True, norms=True, update=True, dropout=True)
 BUDGET = 60  # tokens: several rows a pack, several packs, and one row that is longer
 UNTIED = {"tie_word_embeddings": False}
 PREFIX = [5, 9, 11, 6, 20, 33, 8, 15, 4]  # longer than a sliding window of 7

@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch._guards import detect_fake_mode
 
 _LEVELS = 2**16
 
@@ -39,8 +40,13 @@ def draw_masks(dropouts: Iterable[float]) -> list[Mask | None]:
     masks: list[Mask | None] = []
     for dropout in dropouts:
         kept = max(1, round((1 - dropout) * _LEVELS))
-        masks.append(Mask(kept, int(torch.randint(2**62, (), device="cpu"))) if kept < _LEVELS else None)
+        masks.append(Mask(kept, _seed()) if kept < _LEVELS else None)
     return masks
+
+
+def _seed() -> int:
+    """A draw of torch's default generator; 0 where tensors have no values, as while memory is predicted."""
+    return 0 if detect_fake_mode() else int(torch.randint(2**62, (), device="cpu"))
 
 
 def dropout(x: Tensor, p: float) -> Tensor:

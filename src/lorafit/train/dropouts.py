@@ -14,7 +14,7 @@ class LeanDropout(Graft, nn.Dropout):
     """`nn.Dropout` with other random numbers."""
 
     def forward(self, input: Tensor) -> Tensor:
-        """Of x's shape; x itself outside of training, and by torch where it is compiled or elsewhere than on the CPU."""
+        """Of x's shape; x itself outside of training, and by torch itself where it is compiled or not on the CPU."""
         if not self.training or not self.p or self.p == 1 or input.device.type != "cpu":
             return super().forward(input)
         return super().forward(input) if torch.compiler.is_compiling() else dropout(input, self.p)

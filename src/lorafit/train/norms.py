@@ -44,8 +44,8 @@ def lean_norms(model: nn.Module) -> Iterator[int]:
 def recognize(module: nn.Module) -> tuple[Tensor, float] | None:
     """Gain and eps of a module that is an RMS norm with a frozen gain, else None.
 
-    Llama's gain is the weight, Gemma's `1 + weight`, and names of classes say little: both are tried on numbers, and the
-    closer one is taken (Gemma 3's weights reach the hundreds, where the two lie within bfloat16's rounding).
+    Llama's gain is the weight, Gemma's `1 + weight`, and names of classes say little: both are tried on numbers, and
+    the closer is taken (Gemma 3's weights reach the hundreds, where the two lie within bfloat16's rounding).
     """
     weight = dict(module.named_parameters()).get("weight")
     eps = next((getattr(module, name) for name in ("variance_epsilon", "eps") if hasattr(module, name)), None)
