@@ -5,7 +5,7 @@
 
 Real tokens a second (padding counts for nothing), peak memory of the process, and the share of the machine's limit: the
 matrix-product work that a LoRA step cannot do without (4 FLOPs a weight and token for the frozen body, 4 a head weight
-and label), over the matrix-product peak measured in the same run.
+and label), over the matrix-product speed that the machine kept up for a second at the start of the same round.
 """
 
 import argparse
@@ -71,6 +71,7 @@ def take_turns(systems: Sequence[str], rounds: int, worker: Callable[[str], dict
         for system in systems:
             figures = worker(system)
             figures["tokens_per_second"] = work["tokens"] / figures["seconds"]
+            figures["share_of_limit"] = work["gflop_per_token"] * figures["tokens_per_second"] / peaks[-1]
             results[system].append(figures)
             print(
                 f"{system}: {figures['tokens_per_second']:.1f} tokens/s, {figures['peak_bytes'] / 1e9:.2f} GB",
@@ -79,8 +80,8 @@ def take_turns(systems: Sequence[str], rounds: int, worker: Callable[[str], dict
     return {
         "machine": machine(),
         "work": work,
-        "peak_gflops": max(peaks),
-        "systems": summarize(results, work, max(peaks), base),
+        "peak_gflops": peaks,
+        "systems": summarize(results, base),
     }
 
 
@@ -100,7 +101,7 @@ def write(report: dict, output: Path) -> None:
     output.write_text(json.dumps(report, indent=2) + "\n")
 
 
-def summarize(results: dict[str, list[dict]], work: dict, peak_gflops: float, base: str) -> dict:
+def summarize(results: dict[str, list[dict]], base: str) -> dict:
     summary = {}
     for system, rounds in results.items():
         speed = statistics.median(figures["tokens_per_second"] for figures in rounds)
@@ -109,7 +110,7 @@ def summarize(results: dict[str, list[dict]], work: dict, peak_gflops: float, ba
             "tokens_per_second": speed,
             "peak_gb": max(figures["peak_bytes"] for figures in rounds) / 1e9,
             "lorafit_is_faster_by": [min(ratios), statistics.median(ratios), max(ratios)],
-            "share_of_limit": work["gflop_per_token"] * speed / peak_gflops,
+            "share_of_limit": statistics.median(figures["share_of_limit"] for figures in rounds),
             "rounds": rounds,
         }
     return summary
@@ -193,7 +194,7 @@ def load(name: str, dtype: str = "auto", quantize: Literal["none", "nf4", "int8"
 
 
 def matrix_peak(name: str) -> float:
-    """The machine's best GFLOP/s in matrix products of the model's dtype, over sizes of a few thousand."""
+    """The GFLOP/s that the machine keeps up for a second in matrix products of the model's dtype, at its best size."""
     import torch
 
     from lorafit.models import pick_dtype
@@ -201,10 +202,11 @@ def matrix_peak(name: str) -> float:
     dtype, best = pick_dtype(torch.device("cpu")), 0.0
     for rows, inner, columns in ((1024, 1024, 2048), (2048, 2048, 2048), (1024, 640, 4096)):
         x, w = torch.randn(rows, inner, dtype=dtype), torch.randn(columns, inner, dtype=dtype)
-        for _ in range(8):
-            start = time.perf_counter()
+        products, start = 0, time.perf_counter()
+        while (seconds := time.perf_counter() - start) < 1:
             torch.nn.functional.linear(x, w)
-            best = max(best, 2e-9 * rows * inner * columns / (time.perf_counter() - start))
+            products += 1
+        best = max(best, 2e-9 * rows * inner * columns * products / seconds)
     return best
 
 

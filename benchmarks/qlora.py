@@ -180,7 +180,7 @@ def peft_nf4(arguments, rows) -> tuple[float, list[dict]]:
     settings = settings_of(arguments)
     model = peers.load(arguments.model, quantize="nf4")
     bf16 = model.dtype == torch.bfloat16
-    own = {"per_device_train_batch_size": ROWS_AT_ONCE, "bf16": bf16}
+    own = {"per_device_train_batch_size": ROWS_AT_ONCE, "bf16": bf16, "use_cpu": not torch.cuda.is_available()}
     own["gradient_accumulation_steps"] = arguments.rows_a_step // ROWS_AT_ONCE
     alike = ("lr_scheduler_type", "warmup_steps", "optim", "weight_decay", "max_grad_norm", "seed")
     own |= {name: getattr(settings, name) for name in alike}
