@@ -22,6 +22,7 @@ BUDGETS = {"cpu": (1024, 512, 256), "elsewhere": (8192, 4096, 2048, 1024, 512, 2
 # What allocators hold beyond what is asked of them, measured on Linux (benchmarks/results/memory.json): some, a share
 # of what is traced, and more with checkpointing, which takes and gives back a layer's activations again and again.
 SPARE_BYTES, SPARE_SHARE, SPARE_RECOMPUTED = 48 * 2**20, 0.07, 96 * 2**20
+SPARE_SHAPES = 128 * 2**20  # held by oneDNN for the shapes of products in half precision that it remembers
 READ_BYTES = 16 * 2**20  # of a quantized weight at a time
 SLOWER = {"none": 1.0, "int8": 1.05, "nf4": 1.1}  # a step beside unquantized weights
 RECOMPUTED = 1.5  # work of the body, forward once more
@@ -234,6 +235,7 @@ class _Estimate:
         training = facts.weights.training_bytes(self.train.optim)
         margin = SPARE_BYTES + SPARE_SHARE * (peak + head + training)
         margin += SPARE_RECOMPUTED if recompute else 0
+        margin += SPARE_SHAPES if self.device.kind == "cpu" and facts.dtype.itemsize < 4 else 0
         if (facts.stored or choice.quantize) != "none":  # read in blocks on a processor, whole on a device
             whole = facts.weights.largest * (4 + facts.dtype.itemsize)
             margin += READ_BYTES if self.device.kind == "cpu" else whole
