@@ -15,7 +15,7 @@ from lorafit.errors import RunError
 from lorafit.recipe import Recipe
 from lorafit.recipe.kinds import bytes_of
 from lorafit.train.devices import EFFICIENCY, Device
-from lorafit.train.facts import Facts, Weights
+from lorafit.train.facts import FLOAT_BYTES, Facts, Weights
 
 GB = 10**9
 BUDGETS = {"cpu": (1024, 512, 256), "elsewhere": (8192, 4096, 2048, 1024, 512, 256)}
@@ -239,8 +239,9 @@ class _Estimate:
         if (facts.stored or choice.quantize) != "none":  # read in blocks on a processor, whole on a device
             whole = facts.weights.largest * (4 + facts.dtype.itemsize)
             margin += READ_BYTES if self.device.kind == "cpu" else whole
-        read = facts.converted or choice.quantize != "none"  # tensor by tensor; else mapped
-        loading = facts.program + base + (facts.weights.largest * facts.dtype.itemsize if read else 0)
+        # tensor by tensor, which a file may hold in float32 beside the one it becomes; else mapped
+        read = FLOAT_BYTES if facts.converted else facts.dtype.itemsize if choice.quantize != "none" else 0
+        loading = facts.program + base + facts.weights.largest * read + (SPARE_BYTES if read else 0)
         memory = Memory(facts.program, base, training, peak, head, int(margin), loading)
         return Tried(choice, memory, self.seconds(choice), memory.peak <= self.limit)
 
