@@ -11,6 +11,7 @@ from transformers import GPT2Config, GPT2LMHeadModel, MambaConfig, MambaForCausa
 from lorafit.errors import MissingExtraError, ModelError
 from lorafit.lora import LoraConfig, attach
 from lorafit.lora.base_weight import is_quantized, read_weight
+from lorafit.lora.layers.linear import StoredLinear
 from lorafit.models import load_classifier, load_model, resolve
 
 KINDS = {"nf4": bnb.nn.Linear4bit, "int8": bnb.nn.Linear8bitLt}
@@ -81,6 +82,7 @@ def test_without_bitsandbytes_there_is_one_line_before_any_work(checkpoint, save
 def test_a_checkpoint_that_was_saved_quantized_is_taken_as_it_is_and_trains(checkpoint, saved, how, asked):
     model, first = load(saved(how), "none" if asked == "none" else how), load(checkpoint, how)
     assert isinstance(model.model.layers[0].mlp.up_proj, KINDS[how])
+    assert isinstance(model.model.layers[0].mlp.up_proj, StoredLinear) is (how == "nf4")  # read by lorafit
     assert all(torch.equal(value, first.state_dict()[name]) for name, value in model.state_dict().items())
     assert torch.equal(model(IDS).logits, first(IDS).logits)
     classes = resolve(str(saved(how))), ["a", "b"]

@@ -15,9 +15,10 @@ class LeanDropout(Graft, nn.Dropout):
 
     def forward(self, input: Tensor) -> Tensor:
         """Of x's shape; x itself outside of training, and by torch itself where it is compiled or not on the CPU."""
-        if not self.training or not self.p or self.p == 1 or input.device.type != "cpu":
+        drops = self.training and 0 < self.p < 1
+        if not drops or input.device.type != "cpu" or torch.compiler.is_compiling():
             return super().forward(input)
-        return super().forward(input) if torch.compiler.is_compiling() else dropout(input, self.p)
+        return dropout(input, self.p)
 
 
 @contextmanager

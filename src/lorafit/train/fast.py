@@ -108,7 +108,7 @@ def choose_fast_path(
     whole = FastPath(loss.can_pack, attention, prefix, loss.head is not None, norms=True, update=True, dropout=True)
     if trial.error_of(whole) is None:
         return whole
-    kept = replace(PLAIN, dropout=True)
+    kept = untried = replace(PLAIN, dropout=True)
     for part in ("head", "norms", "update"):
         if not getattr(whole, part):
             continue
@@ -119,7 +119,7 @@ def choose_fast_path(
             on_notice(f"{name}: {NAMES[part]} is off, {error}.")
     if whole.packed:
         kept = _packing(trial, kept, whole, name, on_notice)
-    if (error := trial.error_of(kept)) is not None:
+    if kept != untried and (error := trial.error_of(kept)) is not None:
         on_notice(f"{name}: the fast computations are off, together {error}.")
         return PLAIN
     return kept
