@@ -55,6 +55,8 @@ def test_equal_runs_are_not_told_apart_and_the_cheapest_is_taken(tmp_path: Path)
     assert set(found.which.best) == {0, 1}
     assert found.which.sentence.startswith("No difference beyond chance by accuracy on 200 rows: ")
     assert found.which.sentence.endswith("Among equals take the cheapest: cheap, 42 s against 80 s.")
+    twin = small_run(tmp_path / "twin", class_scores(0.9, seed=1), seconds=42, sets=["task=classification"])
+    assert "+0.0 points, 95 % interval +0.0 to +0.0." in compared(dear, twin).which.sentence  # no negative zeros
 
 
 def test_times_of_different_devices_are_no_cost(tmp_path: Path):

@@ -139,6 +139,7 @@ class _Group:
 
 def difference_written(name: str, value: float) -> str:
     """A difference of two figures; of shares in points."""
+    value += 0.0  # a negative zero becomes a plain one
     return f"{100 * value:+.1f}" if name in PERCENT else written(name, value, "+")
 
 
