@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from lorafit.recipe import Recipe
     from lorafit.recipe.settings import ModelSettings
 
-LABELS_FILE = "labels.json"  # class names beside an adapter: config.json's `id2label` and `label2id`
+LABELS_FILE = "labels.json"  # beside an adapter: config.json's `id2label`, `label2id` and `problem_type`
 LOCK_FILE = ".lock"
 STATES = ("running", "interrupted", "finished", "failed")
 REPORTED_VERSIONS = ("lorafit", "torch", "transformers", "accelerate", "datasets", "safetensors")
@@ -296,10 +296,12 @@ class Run:
         from lorafit.lora import load_adapter
         from lorafit.models import load_classifier
 
-        names = json.loads((self.adapter / LABELS_FILE).read_text(encoding="utf-8"))["id2label"]
-        labels = tuple(names[str(i)] for i in range(len(names)))
+        saved = json.loads((self.adapter / LABELS_FILE).read_text(encoding="utf-8"))
+        labels = tuple(saved["id2label"][str(i)] for i in range(len(saved["id2label"])))
         set_seed(self.recipe.train.seed)
-        model, _ = load_classifier(resolved, labels, **settings.loading)
+        model, _ = load_classifier(
+            resolved, labels, saved.get("problem_type", "single_label_classification"), **settings.loading
+        )
         load_adapter(model, self.adapter)
         return model.eval(), tokenizer, labels
 

@@ -71,6 +71,48 @@ def test_a_run_learns_and_is_measured(run: Path):
     assert min(losses) == pytest.approx(metrics["loss"]["tuned"], rel=1e-4)  # packed as padded
 
 
+def test_a_run_with_several_classes_a_row(base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    file = tmp_path / "topics.csv"
+    kinds = [[CLASSES[word] for i, word in enumerate(("who", "where", "what")) if (n >> i) & 1] for n in range(160)]
+    words = {name: word for word, name in CLASSES.items()}
+    lines = [f"{' '.join(words[name] for name in names)} w{n % 20},{'|'.join(names)}" for n, names in enumerate(kinds)]
+    file.write_text("text,label\n" + "\n".join(lines) + "\n")
+    sets = ["task=classification", "data.label_separator=|", "train.learning_rate=0.01", "lora.r=4",
+            "train.class_weights=balanced", "train.num_train_epochs=6", "data.max_length=32"]  # fmt: skip
+    command = ["train", "--model", base, "--data", file, "--output-dir", tmp_path / "run"]
+    assert main([*map(str, command), *(word for setting in sets for word in ("--set", setting))]) == 0
+    assert "3 (any number a row)" in capsys.readouterr().out
+    metrics = json.loads((tmp_path / "run" / "eval.json").read_text())
+    assert list(metrics) == ["micro_f1", "macro_f1", "exact_match", "loss"]
+    assert metrics["micro_f1"]["tuned"] > 0.9 > metrics["micro_f1"]["base"]
+    other = tmp_path / "other.jsonl"
+    other.write_text('{"text": "who where w1", "label": ["HUM", "LOC"]}\n{"text": "what w9", "label": []}\n')
+    assert main(["eval", str(tmp_path / "run"), "--data", str(other), "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert [sample["reference"] for sample in found["samples"]] == ["HUM, LOC", "(none)"]
+    names = json.loads((tmp_path / "run" / "adapter" / "labels.json").read_text())
+    assert names["problem_type"] == "multi_label_classification"
+    page = (tmp_path / "run" / "report.html").read_text()
+    assert "Rows of each class" in page and "always answering" in page.lower()
+
+
+def test_a_run_that_learns_an_amount(base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    file = tmp_path / "scores.csv"
+    counts = [((n * 7 + n // 20) % 5, n) for n in range(160)]
+    file.write_text("text,label\n" + "".join(f"{'who ' * k}w{n % 20},{k / 2}\n" for k, n in counts))
+    sets = ["task=classification", "train.learning_rate=0.01", "lora.r=4", "train.num_train_epochs=8"]
+    sets += ["data.max_length=32", "lora.lora_dropout=0.0"]
+    command = ["train", "--model", base, "--data", file, "--output-dir", tmp_path / "run"]
+    assert main([*map(str, command), *(word for setting in sets for word in ("--set", setting))]) == 0
+    assert "0 to 2, mean " in capsys.readouterr().out
+    metrics = json.loads((tmp_path / "run" / "eval.json").read_text())
+    assert list(metrics) == ["r2", "pearson", "mean_absolute_error", "loss"]
+    assert metrics["r2"]["tuned"] > 0.8 > metrics["r2"]["base"] and metrics["pearson"]["tuned"] > 0.9
+    model, _, labels = Run.open(tmp_path / "run").load_classifier()
+    assert (labels, model.config.problem_type, model.config.num_labels) == (("label",), "regression", 1)
+    assert "Said beside true" in (tmp_path / "run" / "report.html").read_text()
+
+
 @pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")  # PEFT asks for it
 def test_the_adapter_is_peft_s_own_with_the_class_names_beside_it(run: Path, base: Path):
     config = json.loads((run / "adapter" / "adapter_config.json").read_text())
@@ -106,7 +148,7 @@ def test_eval_repeats_the_figures_and_takes_other_rows(capsys: pytest.CaptureFix
     other.write_text('{"text": "who w3 w4", "label": "HUM"}\n{"text": "where w9 w1", "label": "LOC"}\n')
     assert main(["eval", str(run), "--data", str(other)]) == 0
     output = capsys.readouterr().out
-    assert "2 held-out rows" in output and "is right on 50.0%" in output and "100.0 %" in output
+    assert "2 held-out rows" in output and "gives accuracy 50.0 %" in " ".join(output.split()) and "100.0 %" in output
     other.write_text('{"text": "who w3 w4", "label": "NEW"}\n')
     assert main(["eval", str(run), "--data", str(other)]) == 2
     assert "a label that was not trained: 'NEW'" in capsys.readouterr().err

@@ -2,6 +2,7 @@ import io
 import json
 
 import pytest
+from rich.console import Console
 
 from lorafit.data import prepare_classification, render_classes
 from lorafit.errors import DataError
@@ -93,6 +94,36 @@ def test_a_csv_file_with_columns_of_other_names(tmp_path, tokenizer):
     assert "no label column was found" in str(error.value)
 
 
+def labelled(tmp_path, labels, count=30):
+    return write(tmp_path / "a.jsonl", [{"text": f"w{n}", "label": labels[n % len(labels)]} for n in range(count)])
+
+
+def test_lists_are_several_classes_a_row(tmp_path, tokenizer):
+    prepared = prepare_classification(labelled(tmp_path, [["b", "a"], [], ["a", "a"], [2]]), tokenizer)
+    assert prepared.problem_type == "multi_label_classification" and prepared.labels == ("2", "a", "b")
+    targets = {row.label: kept["labels"] for row, kept in zip(prepared.held_out_rows, prepared.held_out, strict=True)}
+    expected = {("b", "a"): [0, 1, 1], (): [0, 0, 0], ("a",): [0, 1, 0], ("2",): [1, 0, 0]}
+    assert targets.items() <= expected.items() and prepared.summary.classes["a"] > prepared.summary.classes["b"]
+    assert "3 (any number a row): " in rendered(prepared.summary)
+    file = tmp_path / "b.csv"
+    file.write_text("text,label\n" + "".join(f"w{n},{('x | y', 'x', '')[n % 3]}\n" for n in range(30)))
+    split = prepare_classification([str(file)], tokenizer, label_separator="|")
+    assert split.labels == ("x", "y") and {row.label for row in split.held_out_rows} <= {("x", "y"), ("x",), ()}
+
+
+def test_fractions_are_amounts_and_whole_numbers_too_where_that_is_said(tmp_path, tokenizer):
+    prepared = prepare_classification(labelled(tmp_path, [0.5, "2", 3, None]), tokenizer)
+    assert prepared.problem_type == "regression" and prepared.labels == ("label",)
+    assert {kept["labels"][0] for kept in prepared.train} == {0.5, 2.0, 3.0}
+    assert len(prepared.summary.dropped["no label"]) == 7 and prepared.summary.classes == {}
+    assert "0.5 to 3, mean " in rendered(prepared.summary)
+    files = labelled(tmp_path, [1, 2, 3])
+    assert prepare_classification(files, tokenizer).problem_type == "single_label_classification"
+    assert prepare_classification(files, tokenizer, problem_type="regression").summary.numbers["max"] == 3
+    with pytest.raises(DataError, match=r"a.jsonl:2: 'label' is 'much', not a finite number"):
+        prepare_classification(labelled(tmp_path, [1.5, "much"]), tokenizer, problem_type="regression")
+
+
 def test_copies_are_on_one_side_and_long_texts_lose_their_end(tmp_path, tokenizer):
     rows = [*questions(30), *questions(30)]
     rows[0]["question"] = "who " + "w1 " * 50
@@ -136,13 +167,14 @@ def test_one_class_and_unknown_classes_are_errors(tmp_path, tokenizer):
         prepare_classification(file, tokenizer, labels=["HUM", "NUM"])
 
 
-def test_the_summary_in_a_terminal(tmp_path, tokenizer):
-    from rich.console import Console
-
-    rows = [*questions(60), {"question": "w1", "label": "RARE", "extra": 1}]
+def rendered(summary):
     console = Console(width=80, file=io.StringIO())
-    prepared = prepare_classification(write(tmp_path / "a.jsonl", rows), tokenizer)
-    console.print(render_classes(prepared.summary))
-    text = console.file.getvalue()
+    console.print(render_classes(summary))
+    return console.file.getvalue()
+
+
+def test_the_summary_in_a_terminal(tmp_path, tokenizer):
+    rows = [*questions(60), {"question": "w1", "label": "RARE", "extra": 1}]
+    text = rendered(prepare_classification(write(tmp_path / "a.jsonl", rows), tokenizer).summary)
     assert "question -> label" in text and "3: HUM" in text
     assert "RARE 1; see macro F1" in text and "Columns that are not used: extra (1 rows)" in text

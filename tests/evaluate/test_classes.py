@@ -1,12 +1,13 @@
 import numpy as np
 import pytest
 import torch
+from datasets import Dataset
 from tiny_classifiers import class_rows, tiny_classifier
 from torch.nn import functional as F
 
-from lorafit.data import ClassRow
+from lorafit.data import ClassRow, ClassSummary, PreparedClasses
 from lorafit.evaluate import evaluate_classes
-from lorafit.evaluate.classes import class_scores, macro_f1_scores
+from lorafit.evaluate.classes import class_logits
 from lorafit.evaluate.verdict import class_verdict
 from lorafit.lora import LoraConfig, attach, disabled
 from lorafit.metrics import Scores
@@ -14,54 +15,78 @@ from lorafit.recipe import EvaluateSettings
 
 
 @pytest.mark.parametrize("kind", ["bert", "llama", "deberta-v2"])
-def test_scores_are_those_of_each_row_alone(kind):
+def test_logits_are_those_of_each_row_alone(kind):
     model, rows = tiny_classifier(kind), class_rows(12)
     seen = []
-    scores = class_scores(model, rows, on_rows=seen.append)
+    found = class_logits(model, rows, on_rows=seen.append)
     with torch.no_grad():
         logits = torch.cat([model(input_ids=torch.tensor([row["input_ids"]])).logits for row in rows])
-    targets = torch.tensor([row["labels"][0] for row in rows])
-    np.testing.assert_allclose(scores.loss, F.cross_entropy(logits, targets, reduction="none"), rtol=1e-4)
-    assert scores.predicted.tolist() == logits.argmax(1).tolist() and sum(seen) == 12
+    np.testing.assert_allclose(found, logits, rtol=1e-4, atol=1e-5)
+    assert sum(seen) == 12
 
 
-def by_hand(truth, predicted):
-    """Macro F1 over the classes of `truth`, from its definition."""
-    values = []
-    for label in np.unique(truth):
-        right = np.sum((truth == label) & (predicted == label))
-        precision, recall = right / max(np.sum(predicted == label), 1), right / np.sum(truth == label)
-        values.append(2 * precision * recall / max(precision + recall, 1e-12))
-    return np.mean(values)
+def prepared_rows(rows, problem_type, labels=("a", "b", "c")):
+    summary = ClassSummary(
+        rows=len(rows), train_rows=0, held_out_rows=len(rows), duplicates=0, leaked=0, unused_columns={}, tokens={},
+        max_length=32, cut_rows=0, text_columns=["text"], label_column="label", problem_type=problem_type, classes={},
+        held_out_classes={}, numbers={},
+    )  # fmt: skip
+
+    def label(values):
+        if problem_type == "regression":
+            return float(values[0])
+        several = tuple(labels[i] for i, value in enumerate(values) if value)
+        return several if problem_type == "multi_label_classification" else labels[values[0]]
+
+    texts = [ClassRow("here", f"text {n}", "pair" if n == 0 else None, label(row["labels"]))
+             for n, row in enumerate(rows)]  # fmt: skip
+    held_out = Dataset.from_list(rows)
+    return PreparedClasses(held_out.select([]), held_out, texts, labels, problem_type, summary)
 
 
-def test_macro_f1_is_its_definition_and_its_interval_covers_the_difference():
-    draw = np.random.default_rng(0)
-    truth, noise = draw.integers(0, 4, 300), draw.integers(0, 5, 300)
-    tuned = np.where(draw.random(300) < 0.7, truth, noise)
-    found = macro_f1_scores(truth, noise, tuned).measured()
-    assert found.base == pytest.approx(by_hand(truth, noise)) and found.tuned == pytest.approx(by_hand(truth, tuned))
-    assert found.interval[0] < found.difference < found.interval[1] and found.beyond_chance
-    same = macro_f1_scores(truth, tuned, tuned).measured()
-    assert same.interval == (0, 0)
+def adapted(problem_type, width=3):
+    model = tiny_classifier("bert", classes=width)
+    model.config.problem_type = problem_type
+    attach(model, LoraConfig(r=2, target_modules=["query"], init_lora_weights=False, task_type="SEQ_CLS"))
+    return model
 
 
 def test_base_and_tuned_are_compared_beside_the_commonest_class():
-    model, rows = tiny_classifier("bert"), class_rows(30)
-    attach(model, LoraConfig(r=2, target_modules=["query"], init_lora_weights=False, task_type="SEQ_CLS"))
-    labels = ["a", "b", "c"]
-    texts = [ClassRow("here", f"text {n}", "pair" if n == 0 else None, labels[row["labels"][0]])
-             for n, row in enumerate(rows)]  # fmt: skip
-    found = evaluate_classes(model, rows, texts, labels, settings=EvaluateSettings())
+    rows, model = class_rows(30), adapted("single_label_classification")
+    prepared = prepared_rows(rows, "single_label_classification")
+    found = evaluate_classes(model, prepared, settings=EvaluateSettings())
     with disabled(model):
-        base = class_scores(model, rows)
+        base = class_logits(model, rows)
     truth = np.array([row["labels"][0] for row in rows])
-    assert found.results.metrics["accuracy"].base == np.mean(base.predicted == truth)
-    assert found.results.metrics["loss"].base == pytest.approx(base.loss.mean())
-    assert found.majority_share == np.bincount(truth).max() / 30
-    assert [sample.reference for sample in found.samples] == [row.label for row in texts]
+    assert list(found.results.metrics) == ["accuracy", "macro_f1", "loss"]
+    assert found.results.metrics["accuracy"].base == np.mean(base.argmax(1) == truth)
+    expected = F.cross_entropy(torch.tensor(base), torch.tensor(truth))
+    assert found.results.metrics["loss"].base == pytest.approx(float(expected))
+    counts = np.bincount(truth)
+    assert found.beside.base == counts.max() / 30 and found.trivial == f"always answering {'abc'[counts.argmax()]!r}"
+    assert [sample.reference for sample in found.samples] == [row.label for row in prepared.held_out_rows]
     assert found.samples[0].prompt == "text 0\npair" and len(found.shown(3)) == 3 and found.shown(0) == []
     assert set(found.to_dict()["metrics"]) == {"accuracy", "macro_f1", "loss"}
+
+
+def test_several_classes_and_amounts_have_their_own_figures():
+    draw = np.random.default_rng(1)
+    rows = [{**row, "labels": draw.integers(0, 2, 3).astype(float).tolist()} for row in class_rows(30)]
+    found = evaluate_classes(
+        adapted("multi_label_classification"), prepared_rows(rows, "multi_label_classification"),
+        settings=EvaluateSettings(),
+    )  # fmt: skip
+    assert list(found.results.metrics) == ["micro_f1", "macro_f1", "exact_match", "loss"]
+    assert found.verdict.sentence.count("micro F1 on 30 held-out rows") == 1
+    said = {sample.tuned for sample in found.samples} | {sample.reference for sample in found.samples}
+    assert said <= {"(none)", *(", ".join(s) for s in ("a", "b", "c", "ab", "ac", "bc", "abc"))}
+    rows = [{**row, "labels": [float(draw.normal(5, 2))]} for row in class_rows(30)]
+    amounts = prepared_rows(rows, "regression", ("score",))
+    found = evaluate_classes(adapted("regression", 1), amounts, settings=EvaluateSettings())
+    assert list(found.results.metrics) == ["r2", "pearson", "mean_absolute_error", "loss"]
+    assert found.beside.base == pytest.approx(0) and found.trivial.startswith("always answering the mean, ")
+    shown = [float(sample.reference) for sample in found.samples]
+    assert shown == pytest.approx([row["labels"][0] for row in rows], abs=0.01)
 
 
 def paired(base, tuned):
@@ -72,10 +97,11 @@ def test_a_classifier_that_only_knows_the_commonest_class_has_not_improved():
     truth = np.array([0] * 60 + [1] * 40)
     majority = truth == 0
     chance = np.arange(100) % 2 == truth
-    good = paired(chance, np.arange(100) < 95), paired(majority, np.arange(100) < 95)
-    assert class_verdict(*good, "a", 100).kind == "improved"
-    lazy = paired(chance, majority), paired(majority, majority)
-    found = class_verdict(*lazy, "a", 100)
-    assert found.kind == "no difference" and "always answering 'a' is right on 60.0%" in found.sentence
-    worse = paired(majority, chance & majority), paired(majority, chance & majority)
-    assert class_verdict(*worse, "a", 100).kind == "worse"
+
+    def judged(found, beside):
+        return class_verdict("accuracy", found, beside, "always answering 'a'", 100)
+
+    assert judged(paired(chance, np.arange(100) < 95), paired(majority, np.arange(100) < 95)).kind == "improved"
+    found = judged(paired(chance, majority), paired(majority, majority))
+    assert found.kind == "no difference" and "always answering 'a' gives 60.0 %" in found.sentence
+    assert judged(*[paired(majority, chance & majority)] * 2).kind == "worse"

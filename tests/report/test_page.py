@@ -102,7 +102,7 @@ def test_a_classifier_no_better_than_the_commonest_class_is_no_success(tmp_path)
     samples = [{"prompt": "?", "reference": truth, "base": "ABBR", "tuned": "DESC"} for truth in TRUTH]
     (run.directory / "samples.jsonl").write_text("".join(json.dumps(s) + "\n" for s in samples))
     assert page_of(run).headline == "No better than the commonest class"
-    assert "Always answering DESC is right on 50.0%" in page_of(run).lead
+    assert "Always answering DESC gives accuracy 50.0 %" in page_of(run).lead
 
 
 def test_every_number_of_the_results_is_in_a_table(tmp_path):
@@ -216,7 +216,7 @@ def test_the_matrix_and_each_class_are_scikit_learns(tmp_path):
     assert ["DESC", "26", "10", "81.8", "90.0", "85.7"] in next(
         table for table in reader.tables if table[0][-1] == "F1"
     )
-    assert "Always answering DESC is right on 50.0% of the 20 held-out rows, the tuned model on 85.0%" in reader.text
+    assert "Always answering DESC gives accuracy 50.0 %, the tuned model 85.0 %." in reader.text
     wrong = next(table for table in reader.tables if table[0] == ["text", "class", "tuned says"])
     assert ["Question 0?", "ABBR", "DESC"] in wrong and len(wrong) == 4
 

@@ -1,3 +1,5 @@
+from types import SimpleNamespace
+
 import pytest
 import torch
 from tiny_classifiers import CLASSIFIERS, class_rows, tiny_classifier
@@ -6,12 +8,14 @@ from torch.nn import functional as F
 from transformers import BertConfig, BertModel
 from transformers.models.bert.modeling_bert import BertLayer
 
+from lorafit.errors import ConfigError
 from lorafit.lora import LoraConfig, attach
 from lorafit.models import load_classifier, resolve
-from lorafit.train.batches import StepCollator
+from lorafit.train.batches import StepCollator, pad
 from lorafit.train.classification import ClassificationLoss
 from lorafit.train.fast import PLAIN, choose_fast_path
 from lorafit.train.first_tokens import FirstTokenLayer
+from lorafit.train.tasks import class_weights
 
 POOLED = {
     "bert": "first", "roberta": "first", "electra": "first", "modernbert": "first",
@@ -80,6 +84,71 @@ def test_losses_and_gradients_are_the_plain_model_s(kind, budget, count):
     scale = max(float(gradient.abs().max()) for gradient in expected.values())
     for name, gradient in found.items():
         torch.testing.assert_close(gradient, expected[name], rtol=1e-4, atol=1e-5 * scale)
+
+
+@pytest.mark.parametrize("kind", ["bert", "gpt2", "deberta-v2", "modernbert-mean"])
+@pytest.mark.parametrize("problem_type", ["multi_label_classification", "regression"])
+def test_other_labels_have_the_loss_of_transformers_own_heads(kind, problem_type):
+    width = 1 if problem_type == "regression" else 3
+    model = tiny_classifier(kind, classes=width)
+    model.config.problem_type = problem_type
+    attach(model, LoraConfig(r=4, target_modules="all-linear", init_lora_weights=False, task_type="SEQ_CLS"))
+    draw = torch.Generator().manual_seed(1)
+    rows = [{**row, "labels": (torch.randn(width, generator=draw) if width == 1 else
+             torch.randint(0, 2, (width,), generator=draw).float()).tolist()} for row in class_rows(9)]  # fmt: skip
+    losses = [model(input_ids=torch.tensor([row["input_ids"]]), labels=torch.tensor([row["labels"]])).loss
+              for row in rows]  # fmt: skip
+    (sum(losses) / len(losses)).backward()
+    expected = gradients(model)
+    _, _, ours, found = step_gradients(model, rows, budget=60)
+    torch.testing.assert_close(
+        torch.tensor(sorted(ours)), torch.stack(losses).detach().sort().values, rtol=1e-4, atol=1e-6
+    )
+    assert found.keys() == expected.keys()
+    scale = max(float(gradient.abs().max()) for gradient in expected.values())
+    for name, gradient in found.items():
+        torch.testing.assert_close(gradient, expected[name], rtol=1e-4, atol=1e-5 * scale)
+
+
+def test_weights_make_a_row_of_a_class_count_more():
+    model, rows = adapted("bert"), class_rows(9)
+    weights = [0.5, 1.0, 4.0]
+    plain, weighed = (
+        ClassificationLoss(model, chosen)(pad([ClassificationLoss(model).document(row) for row in rows]))
+        for chosen in (None, weights)
+    )
+    factors = torch.tensor([weights[row["labels"][0]] for row in rows])
+    torch.testing.assert_close(weighed, plain * factors)
+    model = tiny_classifier("bert")
+    model.config.problem_type = "multi_label_classification"
+    rows = [{**row, "labels": [1.0, 0.0, float(n % 2)]} for n, row in enumerate(rows)]
+    loss = ClassificationLoss(model, weights)
+    batch = pad([loss.document(row) for row in rows])
+    expected = F.binary_cross_entropy_with_logits(
+        loss.logits(batch), batch.values, pos_weight=torch.tensor(weights), reduction="none"
+    )
+    torch.testing.assert_close(loss(batch), expected.mean(1))
+
+
+@pytest.mark.parametrize(
+    ("problem_type", "asked", "expected"),
+    [
+        ("single_label_classification", None, None),
+        ("single_label_classification", "balanced", [10 / (3 * 6), 10 / (3 * 3), 10 / (3 * 1)]),
+        ("multi_label_classification", "balanced", [4 / 6, 7 / 3, 9 / 1]),
+        ("single_label_classification", {"c": 5}, [1, 1, 5]),
+    ],
+)
+def test_balanced_weighs_by_rarity(problem_type, asked, expected):
+    rows = SimpleNamespace(
+        problem_type=problem_type, train=range(10), summary=SimpleNamespace(classes={"a": 6, "b": 3, "c": 1})
+    )
+    assert class_weights(asked, rows) == expected
+    with pytest.raises(ConfigError, match="no class 'x'; the classes are a, b, c"):
+        class_weights({"x": 2.0}, rows)
+    rows.problem_type = "regression"
+    with pytest.raises(ConfigError, match="the labels are numbers"):
+        class_weights("balanced", rows)
 
 
 def test_the_two_texts_of_a_pair_stay_apart():

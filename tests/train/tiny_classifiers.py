@@ -46,10 +46,10 @@ def _with_pad(config):
     return config
 
 
-def tiny_classifier(kind: str, seed: int = 0) -> PreTrainedModel:
+def tiny_classifier(kind: str, seed: int = 0, classes: int = CLASSES) -> PreTrainedModel:
     """A random model in float32; equal seeds give equal weights."""
     config = CLASSIFIERS[kind]()
-    config.num_labels = CLASSES
+    config.num_labels = classes
     torch.manual_seed(seed)
     return AutoModelForSequenceClassification.from_config(config).eval()
 

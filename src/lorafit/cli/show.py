@@ -82,10 +82,13 @@ def show_evaluation(console: "Console", evaluation: "Evaluation", settings: "Eva
 
 def show_class_evaluation(console: "Console", evaluation: "ClassEvaluation", samples: int) -> None:
     """All that the comparison of base and tuned classifier has to say."""
+    from lorafit.metrics import spelled, written
+
     show_metrics(console, evaluation.results.metrics, f"{evaluation.rows} held-out rows")
+    main = next(iter(evaluation.results.metrics))
     console.print(
-        f"The base model's head is untrained: its accuracy is chance. Always answering {evaluation.majority!r} is "
-        f"right on {evaluation.majority_share:.1%}.",
+        f"The base model's head is untrained: its answers are chance. {evaluation.trivial[:1].upper()}"
+        f"{evaluation.trivial[1:]} gives {spelled(main)} {written(main, evaluation.beside.base)}.",
         markup=False,
     )
     show_samples(console, evaluation.shown(samples))

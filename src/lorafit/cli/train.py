@@ -145,13 +145,10 @@ def evaluate_classification(
     """Base against tuned classifier, with a progress bar."""
     from lorafit.evaluate import evaluate_classes
 
-    rows = prepared.held_out_rows
-    with out.progress("Base against tuned", 2 * len(rows)) as on_rows:
+    with out.progress("Base against tuned", 2 * len(prepared.held_out_rows)) as on_rows:
         return evaluate_classes(
             model,
-            prepared.held_out,
-            rows,
-            prepared.labels,
+            prepared,
             settings=recipe.evaluate,
             seed=recipe.train.seed,
             history=history,

@@ -7,6 +7,7 @@
 from lorafit.data.class_summary import ClassSummary, render_classes
 from lorafit.data.classification import ClassRow, PreparedClasses, prepare_classification
 from lorafit.data.formats import formats, normalize
+from lorafit.data.labels import PROBLEM_TYPES, ProblemType, label_text
 from lorafit.data.prepare import Prepared, prepare
 from lorafit.data.read import read
 from lorafit.data.rows import Message, Record, Row
@@ -15,17 +16,20 @@ from lorafit.data.summary import Summary
 from lorafit.data.template import Encoded, Template
 
 __all__ = [
+    "PROBLEM_TYPES",
     "ClassRow",
     "ClassSummary",
     "Encoded",
     "Message",
     "Prepared",
     "PreparedClasses",
+    "ProblemType",
     "Record",
     "Row",
     "Summary",
     "Template",
     "formats",
+    "label_text",
     "normalize",
     "prepare",
     "prepare_classification",

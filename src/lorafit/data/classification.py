@@ -1,19 +1,31 @@
 """Rows of a classification: text, or a pair of texts, and the class it belongs to, as token ids."""
 
-from collections import Counter, defaultdict
-from collections.abc import Iterator, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from functools import partial
+from typing import TYPE_CHECKING, Any, Literal
 
 import datasets
 
 from lorafit.data.class_columns import Columns, find_columns
 from lorafit.data.class_summary import ClassSummary
 from lorafit.data.formats import raise_all
+from lorafit.data.labels import (
+    Label,
+    ProblemType,
+    class_names,
+    count_classes,
+    find_problem_type,
+    label_text,
+    names_in,
+    read_label,
+    target_of,
+)
 from lorafit.data.read import read
 from lorafit.data.rows import Record
 from lorafit.data.split import split
-from lorafit.data.summary import length_figures, length_histogram
+from lorafit.data.summary import length_figures, length_histogram, number_figures
 from lorafit.errors import DataError
 
 if TYPE_CHECKING:
@@ -31,13 +43,13 @@ class ClassRow:
         where: Where the row came from (see `Record.where`).
         text: What is to be classified.
         pair: The second text of a pair, or None.
-        label: The name of its class.
+        label: The name of its class, the names of its classes, or its number.
     """
 
     where: str
     text: str
     pair: str | None
-    label: str
+    label: Label
 
     @property
     def prompt_key(self) -> str:
@@ -47,7 +59,7 @@ class ClassRow:
     @property
     def identity(self) -> str:
         """Text and class: equal for duplicates."""
-        return f"{self.prompt_key}\x1e{self.label}"
+        return f"{self.prompt_key}\x1e{label_text(self.label)}"
 
 
 @dataclass(frozen=True)
@@ -55,11 +67,12 @@ class PreparedClasses:
     """Rows ready to train a classifier on.
 
     Attributes:
-        train: Columns `input_ids` (int32), `labels` (a list of one class id) and, for pairs whose model tells them
-            apart, `token_type_ids`.
+        train: Columns `input_ids` (int32), `labels` (a list of one class id, int32; a 1 or 0 for each class, or one
+            number, float32) and, for pairs whose model tells them apart, `token_type_ids`.
         held_out: The same for the rows kept out of training.
         held_out_rows: The rows of `held_out`, in its order.
-        labels: The class names; a class's id is its place.
+        labels: The class names; a class's id is its place. Of a regression the name of its column.
+        problem_type: What the labels are.
         summary: The figures to show before training.
     """
 
@@ -67,6 +80,7 @@ class PreparedClasses:
     held_out: datasets.Dataset
     held_out_rows: list[ClassRow]
     labels: tuple[str, ...]
+    problem_type: ProblemType
     summary: ClassSummary
 
 
@@ -84,6 +98,8 @@ def prepare_classification(
     *,
     text_columns: Sequence[str] = (),
     label_column: str | None = None,
+    problem_type: ProblemType | Literal["auto"] = "auto",
+    label_separator: str | None = None,
     labels: Sequence[str] | None = None,
     validation_files: Sequence[str] = (),
     validation_share: float = 0.05,
@@ -97,6 +113,8 @@ def prepare_classification(
         tokenizer: The base model's.
         text_columns: The column of the text, or the two of a pair; empty finds them by their usual names.
         label_column: The column of the class; None finds it.
+        problem_type: What the labels are; "auto" sees it from them: lists are several classes, fractions amounts.
+        label_separator: What stands between the classes of a row in a column of texts.
         labels: The class names, where they are known already; any other class in the rows is an error.
         validation_files: Rows to hold out; without any, a share of `files` is held out.
         validation_share: That share, between 0 and 1; at least 8 and at most 500 rows.
@@ -110,17 +128,26 @@ def prepare_classification(
     dropped: dict[str, list[str]] = defaultdict(list)
     records, validation = read(files), read(validation_files) if validation_files else []
     columns = find_columns([*records, *validation], text_columns, label_column)
-    rows, others = (list(_rows(part, columns, dropped)) for part in (records, validation))
-    names = _class_names(rows, others, labels)
+    if problem_type == "auto":
+        cells = (record.value.get(columns.label) for record in records)
+        problem_type = "multi_label_classification" if label_separator is not None else find_problem_type(cells)
+    read_cell = partial(read_label, column=columns.label, problem_type=problem_type, separator=label_separator)
+    rows, others = (list(_rows(part, columns, read_cell, dropped)) for part in (records, validation))
+    names = (columns.label,) if problem_type == "regression" else _checked_names(rows, others, labels)
     encoded = _encode(rows, tokenizer, max_length)
     if validation_files:
         train, held_out = encoded, _encode(others, tokenizer, max_length)
     else:
         train, held_out = ([encoded[i] for i in side] for side in split(rows, validation_share, seed))
-    summary = _summarize(rows, others, columns, names, train, held_out, len(records), max_length, dropped)
+    summary = _summarize(rows, others, columns, names, train, held_out, len(records), max_length, dropped, problem_type)
     ids = {name: i for i, name in enumerate(names)}
     return PreparedClasses(
-        _dataset(train, ids), _dataset(held_out, ids), [example.row for example in held_out], names, summary
+        _dataset(train, ids, problem_type),
+        _dataset(held_out, ids, problem_type),
+        [example.row for example in held_out],
+        names,
+        problem_type,
+        summary,
     )
 
 
@@ -134,9 +161,12 @@ def _summarize(
     read_rows: int,
     max_length: int,
     dropped: dict[str, list[str]],
+    problem_type: ProblemType,
 ) -> ClassSummary:
     known = {row.identity for row in rows}
     lengths = [len(example.input_ids) for example in train]
+    numbers = [example.row.label for example in train if isinstance(example.row.label, float)]
+    classes = () if problem_type == "regression" else names
     return ClassSummary(
         rows=read_rows,
         train_rows=len(train),
@@ -146,8 +176,10 @@ def _summarize(
         text_columns=list(columns.texts),
         label_column=columns.label,
         unused_columns=columns.unused,
-        classes=_counts(names, train),
-        held_out_classes=_counts(names, held_out),
+        problem_type=problem_type,
+        classes=count_classes(classes, (example.row.label for example in train)),
+        held_out_classes=count_classes(classes, (example.row.label for example in held_out)),
+        numbers=number_figures(numbers) if numbers else {},
         tokens=length_figures([len(example.input_ids) + example.cut for example in train], lengths),
         max_length=max_length,
         cut_rows=sum(example.cut > 0 for example in (*train, *held_out)),
@@ -156,23 +188,28 @@ def _summarize(
     )
 
 
-def _rows(records: Sequence[Record], columns: Columns, dropped: dict[str, list[str]]) -> Iterator[ClassRow]:
+def _rows(
+    records: Sequence[Record],
+    columns: Columns,
+    read_cell: Callable[[Any], Label | None],
+    dropped: dict[str, list[str]],
+) -> Iterator[ClassRow]:
     """The usable rows; the others are noted in `dropped` if empty, and an error if malformed."""
     problems = []
     for record in records:
         texts = [record.value.get(name) for name in columns.texts]
-        label = record.value.get(columns.label)
         try:
-            row = ClassRow(record.where, *_texts(columns, texts), _class_name(columns, label))
+            text, pair = _texts(columns, texts)
+            label = read_cell(record.value.get(columns.label))
         except DataError as error:
             problems.append(f"{record.where}: {error}")
             continue
-        if not row.text.strip() or (row.pair is not None and not row.pair.strip()):
+        if not text.strip() or (pair is not None and not pair.strip()):
             dropped["empty text"].append(record.where)
-        elif not row.label:
+        elif label is None:
             dropped["no label"].append(record.where)
         else:
-            yield row
+            yield ClassRow(record.where, text, pair, label)
     raise_all(f"{len(problems):,} rows cannot be used", problems)
 
 
@@ -183,39 +220,24 @@ def _texts(columns: Columns, texts: list[Any]) -> tuple[str, str | None]:
     return texts[0] or "", (texts[1] or "") if len(texts) == 2 else None
 
 
-def _class_name(columns: Columns, label: Any) -> str:
-    if label is None:
-        return ""
-    if isinstance(label, float) and label.is_integer():  # a column of whole numbers with gaps
-        label = int(label)
-    if not isinstance(label, str | int):
-        raise DataError(
-            f"{columns.label!r} is {label!r}; a class is a name or a whole number (several labels a row, and "
-            "regression, are not supported)"
-        )
-    return str(label).strip()
-
-
-def _class_names(rows: Sequence[ClassRow], others: Sequence[ClassRow], labels: Sequence[str] | None) -> tuple[str, ...]:
-    """The classes in their order: whole numbers by size, names by their letters."""
-    found = {row.label for row in rows}
-    if not found:
+def _checked_names(
+    rows: Sequence[ClassRow], others: Sequence[ClassRow], labels: Sequence[str] | None
+) -> tuple[str, ...]:
+    if not rows:
         raise DataError("no training row can be used: each needs a text and a label")
-    names = tuple(labels) if labels is not None else tuple(sorted(found, key=_sort_key(found)))
-    if len(names) < 2:
-        raise DataError(f"every row has the label {next(iter(found))!r}; a classification needs at least two classes")
-    strange = [row for row in (*rows, *others) if row.label not in names]
+    names = class_names([row.label for row in rows], labels)
+    if len(names) < 2 and all(isinstance(row.label, str) for row in rows):
+        raise DataError(f"every row has the label {names[0]!r}; a classification needs at least two classes")
+    if not names:
+        raise DataError("no row has a class; a classification with several classes a row needs at least one")
+    strange = [(row, name) for row in (*rows, *others) for name in names_in(row.label) if name not in names]
     if strange:
-        shown = ", ".join(sorted({repr(row.label) for row in strange})[:5])
+        shown = ", ".join(sorted({repr(name) for _, name in strange})[:5])
         raise DataError(
-            f"{len(strange):,} rows (the first is {strange[0].where}) have a label that was not trained: {shown}; the "
-            f"classes are {', '.join(names[:20])}"
+            f"{len({row.where for row, _ in strange}):,} rows (the first is {strange[0][0].where}) have a label that "
+            f"was not trained: {shown}; the classes are {', '.join(names[:20])}"
         )
     return names
-
-
-def _sort_key(found: set[str]) -> Any:
-    return int if all(name.removeprefix("-").isdecimal() for name in found) else str
 
 
 def _encode(rows: Sequence[ClassRow], tokenizer: "PreTrainedTokenizerBase", max_length: int) -> list[_Encoded]:
@@ -256,17 +278,15 @@ def _by_row(encoding: dict[str, list[list[int]]]) -> Iterator[tuple[list[int], l
     return zip(encoding["input_ids"], types, strict=True)
 
 
-def _counts(names: Sequence[str], examples: Sequence[_Encoded]) -> dict[str, int]:
-    counts = Counter(example.row.label for example in examples)
-    return {name: counts[name] for name in names}
-
-
-def _dataset(examples: Sequence[_Encoded], ids: dict[str, int]) -> datasets.Dataset:
-    tokens = datasets.List(datasets.Value("int32"))
-    columns: dict[str, list[list[int]]] = {
+def _dataset(examples: Sequence[_Encoded], ids: dict[str, int], problem_type: ProblemType) -> datasets.Dataset:
+    columns: dict[str, list[Any]] = {
         "input_ids": [example.input_ids for example in examples],
-        "labels": [[ids[example.row.label]] for example in examples],
+        "labels": [target_of(example.row.label, ids) for example in examples],
     }
     if any(example.token_types for example in examples):
         columns["token_type_ids"] = [example.token_types or [0] * len(example.input_ids) for example in examples]
-    return datasets.Dataset.from_dict(columns, features=datasets.Features(dict.fromkeys(columns, tokens)))
+    integers = datasets.List(datasets.Value("int32"))
+    features = datasets.Features(dict.fromkeys(columns, integers))
+    if problem_type != "single_label_classification":
+        features["labels"] = datasets.List(datasets.Value("float32"))
+    return datasets.Dataset.from_dict(columns, features=features)

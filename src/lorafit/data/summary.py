@@ -88,6 +88,13 @@ def length_figures(full: Sequence[int] | np.ndarray, kept: Sequence[int] | np.nd
     return {**figures, "max": int(full.max()), "total": int(kept.sum())}
 
 
+def number_figures(numbers: Sequence[float]) -> dict[str, float]:
+    """Smallest, median, mean, largest and standard deviation of the rows' numbers; at least one."""
+    values = np.asarray(numbers, dtype=np.float64)
+    found = {"min": values.min(), "median": np.median(values), "mean": values.mean(), "max": values.max()}
+    return {name: float(value) for name, value in {**found, "deviation": values.std()}.items()}
+
+
 def length_histogram(lengths: Sequence[int] | np.ndarray) -> dict[str, list[Any]]:
     """Rows by their tokens, in bins of whole tokens; at least one row."""
     lengths = np.asarray(lengths)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from lorafit.data import Prepared, PreparedClasses, Template
+from lorafit.data import Prepared, PreparedClasses, ProblemType, Template
 from lorafit.train.rows import prepare_classes, prepare_rows
 
 if TYPE_CHECKING:
@@ -32,7 +32,11 @@ def held_out_rows(
 
 
 def held_out_classes(
-    recipe: Recipe, tokenizer: PreTrainedTokenizerBase, labels: Sequence[str], files: Sequence[str] = ()
+    recipe: Recipe,
+    tokenizer: PreTrainedTokenizerBase,
+    labels: Sequence[str],
+    problem_type: ProblemType,
+    files: Sequence[str] = (),
 ) -> PreparedClasses:
     """The labelled rows that a classification held out (chosen again, from the same seed), or all rows of `files`.
 
@@ -40,6 +44,7 @@ def held_out_classes(
         recipe: the run's.
         tokenizer: its model's.
         labels: its class names, by id.
+        problem_type: what its labels are.
         files: other rows, none of them trained on.
     """
-    return prepare_classes(recipe, tokenizer, labels=labels, files=files)
+    return prepare_classes(recipe, tokenizer, labels=labels, problem_type=problem_type, files=files)

@@ -58,28 +58,34 @@ def verdict(name: str, found: Measured, counted: str, history: Iterable[Mapping[
 
 
 def class_verdict(
-    accuracy: Measured, beside_majority: Measured, majority: str, rows: int, history: Iterable[Mapping[str, Any]] = ()
+    name: str,
+    found: Measured,
+    beside: Measured,
+    trivial: str,
+    rows: int,
+    history: Iterable[Mapping[str, Any]] = (),
 ) -> Verdict:
-    """Judge a classifier, whose base model is an untrained head: it must beat the commonest class, too.
+    """Judge a classifier, whose base model has an untrained head: it must beat an answer without a model, too.
 
     Args:
-        accuracy: of base and tuned model, in [0, 1].
-        beside_majority: of always answering the commonest class (as `base`) and of the tuned model.
-        majority: the name of that class.
+        name: the metric to judge by; more is better.
+        found: its figure of base and tuned model.
+        beside: of that answer (as `base`) and of the tuned model.
+        trivial: the answer, in words.
         rows: how many held-out rows that is.
         history: the lines of `metrics.jsonl`, to see whether it overfitted.
     """
-    low, high = (100 * end for end in accuracy.interval)
+    low, high = found.interval
     change = (
-        f"accuracy on {rows} held-out rows {accuracy.base:.1%} before, {accuracy.tuned:.1%} after "
-        f"({100 * accuracy.difference:+.1f} points, 95 % interval {low:+.1f} to {high:+.1f}); always answering "
-        f"{majority!r} is right on {beside_majority.base:.1%}"
+        f"{spelled(name)} on {rows} held-out rows {written(name, found.base)} before, {written(name, found.tuned)} "
+        f"after ({written(name, found.difference, '+')}, 95 % interval {written(name, low, '+')} to "
+        f"{written(name, high, '+')}); {trivial} gives {written(name, beside.base)}"
     )
     if overfit := _overfit(list(history)):
         return Verdict("overfitted", f"Overfitted: {overfit} The adapter that was kept: {change}.")
     if high < 0:
         return Verdict("worse", f"Worse than the base model: {change}. A lower learning rate or cleaner rows may help.")
-    if low > 0 and beside_majority.interval[0] > 0:
+    if low > 0 and beside.interval[0] > 0:
         return Verdict("improved", f"Improved: {change}.")
     reason = "the interval contains zero" if low <= 0 else "that is no better beyond chance"
     return Verdict(

@@ -1,6 +1,6 @@
 """How a metric is read: which direction is better, and how its figure is written."""
 
-SMALLER_IS_BETTER = {"loss", "perplexity"}
+SMALLER_IS_BETTER = {"loss", "perplexity", "mean_absolute_error"}
 PERCENT = {
     "accuracy",
     "token_accuracy",
@@ -10,6 +10,7 @@ PERCENT = {
 }
 """Shares that are written as percentages, and their differences as points."""
 SPELLED = {"bleu": "BLEU", "chrf": "chrF", "macro_f1": "macro F1", "rouge1": "ROUGE-1", "rouge2": "ROUGE-2"}
+SPELLED |= {"micro_f1": "micro F1", "entity_f1": "entity F1", "r2": "R²", "pearson": "Pearson's r"}
 SPELLED |= {"rouge_l": "ROUGE-L", "valid_json": "valid JSON"}
 
 

@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
+    from lorafit.data import ProblemType
+
 Dtype = Literal["auto", "bf16", "fp32", "fp16"]
 
 # transformers' names of what stands on the body of a classifier: trained whole, so never quantized
@@ -115,6 +117,7 @@ def load_model(
 def load_classifier(
     resolved: ResolvedModel,
     labels: Sequence[str],
+    problem_type: "ProblemType" = "single_label_classification",
     *,
     dtype: "Dtype | torch.dtype" = "auto",
     device: "str | torch.device | None" = None,
@@ -126,6 +129,7 @@ def load_classifier(
     Args:
         resolved: what `resolve` returned.
         labels: the class names, by id.
+        problem_type: what they are: transformers' single_label_classification, multi_label_classification, regression.
         dtype: of the weights; "auto" is `pick_dtype(device)`.
         device: where to; None or "auto" is `pick_device()`.
         quantize: "nf4" or "int8" holds the linear layers but the head in 4 or 8 bits, one tensor after the other. A
@@ -151,7 +155,7 @@ def load_classifier(
             placement["quantization_config"] = None
         config.id2label = dict(enumerate(labels))
         config.label2id = {label: i for i, label in enumerate(labels)}
-        config.problem_type = "single_label_classification"
+        config.problem_type = problem_type
         with one_tensor_at_a_time(_changes(config, quantize, torch_dtype)):
             model, info = AutoModelForSequenceClassification.from_pretrained(
                 resolved.path,

@@ -168,7 +168,8 @@ def _sets(sets: Sequence[str], reader: _Reader) -> list[Given]:
             reader.problem("--set", f"{text!r} must be key=value, such as lora.r=32")
             continue
         try:
-            entries[key] = Given(yaml_text.parse(value)[0], key, f"--set {text}")
+            sign = value.strip() in ("|", ">")  # YAML's marks of a text that follows; here nothing can
+            entries[key] = Given(value.strip() if sign else yaml_text.parse(value)[0], key, f"--set {text}")
         except yaml_text.RecipeYamlError as error:
             reader.problem(f"--set {text}", f"the value is {error}")
     return list(entries.values())

@@ -99,6 +99,15 @@ class DataSettings(Settings):
         default=None,
         description="classification: the column of the class; null finds it by usual names (label, category, ...).",
     )
+    problem_type: Literal["auto", "single_label_classification", "multi_label_classification", "regression"] = Field(
+        default="auto",
+        description="classification: what a label is: one class, any number of classes, or an amount. auto sees it "
+        "from the labels: lists are several classes, numbers with fractions are amounts, all else is one class.",
+    )
+    label_separator: Annotated[str, Field(min_length=1)] | None = Field(
+        default=None,
+        description="classification: what stands between the classes of a row where they are one text (such as |).",
+    )
     max_length: int = Field(
         default=2048,
         ge=16,
@@ -258,12 +267,16 @@ class EvaluateSettings(Settings):
 
 TASK_TYPES = {"sft": "CAUSAL_LM", "classification": "SEQ_CLS"}
 """PEFT's names of the tasks."""
+SEVERAL = "multi_label_classification"
 _OF_ONE_TASK = {
     "data.format": "sft",
     "data.train_on": "sft",
     "data.chat_template": "sft",
     "data.text_column": "classification",
     "data.label_column": "classification",
+    "data.problem_type": "classification",
+    "data.label_separator": "classification",
+    "train.class_weights": "classification",
     "evaluate.metrics": "sft",
     "evaluate.generated_rows": "sft",
     "evaluate.max_new_tokens": "sft",
@@ -277,7 +290,7 @@ class Recipe(Settings):
     task: Literal["sft", "classification"] = Field(
         default="sft",
         description="What to learn; sft is supervised fine-tuning on rows with answers, classification gives a text or "
-        "a pair of texts one of several classes.",
+        "a pair of texts a class, any number of classes, or an amount.",
     )
     output_dir: Place | None = Field(
         default=None, min_length=1, description="The run's directory; null makes a new one under runs/."
@@ -305,6 +318,11 @@ class Recipe(Settings):
             problems.append(
                 "lora.init_lora_weights = 'loftq' starts from the error of quantization: set model.quantize nf4, or "
                 "init_lora_weights true"
+            )
+        if self.data.label_separator is not None and self.data.problem_type not in ("auto", SEVERAL):
+            problems.append(
+                f"data.label_separator parts several classes, and data.problem_type is {self.data.problem_type}: leave "
+                "one of them out"
             )
         if problems:
             raise ValueError("; ".join(problems))

@@ -41,6 +41,11 @@ class TrainSettings(Settings):
         description="Memory to plan for, such as 8GB; null is what the machine has free. auto settings follow it.",
     )
     per_device_eval_batch_size: int = Field(default=16, ge=1, description="Rows of an evaluation batch; memory only.")
+    class_weights: Literal["balanced"] | dict[str, Annotated[float, Field(gt=0)]] | None = Field(
+        default=None,
+        description="classification: what a row of a class counts in the loss, also of the held-out rows: {class: "
+        "weight}, 1 where none is given; balanced gives rare classes as much as common ones; null counts rows alike.",
+    )
     lr_scheduler_type: Literal["cosine", "linear", "constant_with_warmup", "inverse_sqrt"] = Field(
         default="cosine",
         description="How the rate falls after the warm-up: cosine, linear, constant_with_warmup or inverse_sqrt.",

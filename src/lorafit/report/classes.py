@@ -5,12 +5,15 @@ from typing import Any
 
 import numpy as np
 
-from lorafit.metrics import Measured, Scores
+from lorafit.metrics import Scores
+from lorafit.report.beside import Beside
 from lorafit.report.blocks import Block, Fold, Section, Table, Text
 from lorafit.run import Run
 
 MOST_CLASSES = 20  # of a matrix; the rarest go together
 OTHERS = "others"
+PER_CLASS = "Rows of each class, and the tuned model's figures on those held out, in %"
+PER_CLASS_HEADINGS = ["class", "trained", "held out", "precision", "recall", "F1"]
 SHOWN_WRONG = 30
 
 
@@ -21,15 +24,14 @@ def class_names(run: Run, samples: Sequence[Mapping[str, Any]]) -> list[str]:
     return list(names) if answers and answers <= set(names) else []
 
 
-def beside_majority(run: Run, samples: Sequence[Mapping[str, Any]]) -> tuple[str, Measured]:
-    """The commonest class of the rows, and the accuracy of always answering it (`base`) beside the tuned model's."""
+def beside_majority(run: Run, samples: Sequence[Mapping[str, Any]]) -> Beside:
+    """Always answering the commonest class of the rows."""
     truth = np.array([sample["reference"] for sample in samples])
     names, counts = np.unique(truth, return_counts=True)
     commonest = str(names[counts.argmax()])
     right = truth == np.array([sample["tuned"] for sample in samples])
-    recipe = run.recipe
-    scores = Scores.of_sums(truth == commonest, right)
-    return commonest, scores.measured(samples=recipe.evaluate.bootstrap_samples, seed=recipe.train.seed)
+    return Beside.of(run, "the commonest class", f"Always answering {commonest}", "accuracy",
+                     Scores.of_sums(truth == commonest, right))  # fmt: skip
 
 
 def confusion(truth: Sequence[str], said: Sequence[str], names: Sequence[str]) -> np.ndarray:
@@ -52,12 +54,8 @@ def classes_section(run: Run, samples: Sequence[Mapping[str, Any]]) -> Section |
         return None
     truth, said = ([sample[side] for sample in samples] for side in ("reference", "tuned"))
     matrix = confusion(truth, said, names)
-    commonest, beside = beside_majority(run, samples)
     blocks: list[Block] = [
-        Text(
-            f"The base model's head is untrained: its answers are chance. Always answering {commonest} is right on "
-            f"{beside.base:.1%} of the {len(samples):,} held-out rows, the tuned model on {beside.tuned:.1%}."
-        ),
+        Text(f"The base model's head is untrained: its answers are chance. {beside_majority(run, samples).sentence}"),
         _per_class(names, matrix, run.record["data"]["summary"]["classes"]),
         _matrix_table(*_largest(names, matrix)),
     ]
@@ -105,5 +103,4 @@ def _per_class(names: Sequence[str], matrix: np.ndarray, trained: Mapping[str, i
         ]
         for i, name in enumerate(names)
     ]
-    headings = ["class", "trained", "held out", "precision", "recall", "F1"]
-    return Table("Rows of each class, and the tuned model's figures on those held out, in %", headings, rows)
+    return Table(PER_CLASS, PER_CLASS_HEADINGS, rows)

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from datetime import datetime
 from typing import Any
 
-from lorafit.metrics import Measured
+from lorafit.report.beside import Beside
 from lorafit.report.blocks import Block, Code, Facts, Text
 from lorafit.report.history import History
 from lorafit.report.results import Result
@@ -17,16 +17,14 @@ HEADLINES = {
 }
 
 
-def headline(
-    run: Run, history: History, main: Result | None, beside: tuple[str, Measured] | None
-) -> tuple[str, str, str]:
+def headline(run: Run, history: History, main: Result | None, beside: Beside | None) -> tuple[str, str, str]:
     """Headline, the sentence under it, and its tone.
 
     Args:
         run: the run.
         history: its metrics.
         main: the metric that decides; None where it was not measured.
-        beside: of a classifier the commonest class, and the accuracy of always answering it beside the tuned model's.
+        beside: of a classifier an answer that needs no model, beside the tuned model's.
     """
     state, step = run.record["state"], _step(run, history)
     if main is None:
@@ -39,9 +37,9 @@ def headline(
         return words, _losses(history), "bad" if state == "failed" else ""
     words, tone = HEADLINES[main.change]
     lead = main.sentence()
-    if beside is not None and main.change == "better" and beside[1].interval[0] <= 0:
-        words, tone = "No better than the commonest class", ""
-        lead += f" Always answering {beside[0]} is right on {beside[1].base:.1%}."
+    if beside is not None and main.change == "better" and beside.measured.interval[0] <= 0:
+        words, tone = f"No better than {beside.name}", ""
+        lead += f" {beside.sentence}"
     if history.overfitted:
         lead += f" {_overfitted(run, history)}"
     return words, lead, tone

@@ -11,10 +11,10 @@ from markupsafe import Markup
 
 import lorafit
 from lorafit.report.blocks import Page, Section
-from lorafit.report.classes import beside_majority, class_names, classes_section
 from lorafit.report.curves import loss_section, progress_section
 from lorafit.report.headline import headline, opening, when
 from lorafit.report.history import History
+from lorafit.report.labels import labels_section
 from lorafit.report.layers import layers_section
 from lorafit.report.results import main_result, results_of, results_section
 from lorafit.report.rows import data_section
@@ -45,13 +45,13 @@ def page(run: Run, *, live: bool = False) -> str:
 def page_of(run: Run) -> Page:
     """What a run's page says."""
     history, samples, results = History.of(run.metrics()), run.samples, results_of(run)
-    main, classifies = main_result(results), bool(class_names(run, samples))
-    beside = beside_majority(run, samples) if classifies and main else None
+    main, labels = main_result(results), labels_section(run, samples)
+    beside = labels[1] if labels and main else None
     words, lead, tone = headline(run, history, main, beside)
     sections: list[Section | None] = [
         results_section(results, run),
         loss_section(history, "row" if run.recipe.task == "classification" else "token"),
-        classes_section(run, samples) if classifies else samples_section(samples),
+        labels[0] if labels else samples_section(samples),
         layers_section(run.updates, run.has_adapter and run.record["state"] == "finished"),
         progress_section(history),
         data_section(run.record["data"]["summary"]),

@@ -19,12 +19,14 @@ LEAST_SAVED = 0.03  # of a pack's tokens: below, gathering a shared prefix costs
 class Document:
     """One row, cut after the last position that a label needs: `targets[i]` is what position i predicts, or -100.
 
-    `token_types` tell the first text of a pair (0) from the second (1), for models that read them.
+    `token_types` tell the first text of a pair (0) from the second (1), for models that read them. `values` are what
+    its one target stands for where that is no single class: a 1 or 0 for each class, or a number.
     """
 
     input_ids: list[int]
     targets: list[int]
     token_types: list[int] | None = None
+    values: list[float] | None = None
 
     @classmethod
     def of(cls, row: Mapping[str, Any]) -> "Document":
@@ -39,7 +41,7 @@ class Document:
     def after(self, start: int) -> "Document":
         """The part from position `start` on."""
         types = None if self.token_types is None else self.token_types[start:]
-        return Document(self.input_ids[start:], self.targets[start:], types)
+        return replace(self, input_ids=self.input_ids[start:], targets=self.targets[start:], token_types=types)
 
 
 @dataclass(frozen=True)
@@ -55,6 +57,7 @@ class MicroBatch:
         labelled: (2, labels): row and column of each position that predicts a label.
         targets: (labels,): the token, or the class, each of them predicts.
         token_types: of the shape of `input_ids`, where the documents have them.
+        values: (documents, width), float32: what the target of each document stands for, where they have them.
     """
 
     input_ids: Tensor
@@ -65,6 +68,7 @@ class MicroBatch:
     targets: Tensor
     token_types: Tensor | None = None
     shared_prefix: int = 0
+    values: Tensor | None = None
 
     def to(self, device: torch.device) -> "MicroBatch":
         """The same on `device`."""
@@ -105,6 +109,7 @@ def pack(documents: Sequence[Document], *, share_prefix: bool = False) -> MicroB
         if documents[0].token_types
         else None,
         shared_prefix=prefix,
+        values=_values(documents),
     )
 
 
@@ -136,7 +141,13 @@ def pad(documents: Sequence[Document]) -> MicroBatch:
             token_types[row, : len(document)] = torch.tensor(document.token_types)
     rows, columns = (targets != IGNORED).nonzero(as_tuple=True)
     labelled = torch.stack([rows, columns])
-    return MicroBatch(input_ids, None, None, attention_mask, labelled, targets[rows, columns], token_types)
+    targets = targets[rows, columns]
+    return MicroBatch(input_ids, None, None, attention_mask, labelled, targets, token_types, values=_values(documents))
+
+
+def _values(documents: Sequence[Document]) -> Tensor | None:
+    values = [document.values for document in documents if document.values is not None]
+    return torch.tensor(values, dtype=torch.float32) if values else None
 
 
 @dataclass

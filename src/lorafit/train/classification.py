@@ -5,7 +5,7 @@ forward gathers these hidden states, and the model's own head gets them as docum
 """
 
 import inspect
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Literal
 
@@ -21,16 +21,26 @@ from lorafit.train.loss import ROUNDING, LinearHead, evaluating
 
 Pooled = Literal["first", "last"]
 
+SINGLE = "single_label_classification"
+
 
 class ClassificationLoss:
-    """Cross entropy of the class of each document in a micro-batch; the calling convention is `LabelLoss`'s.
+    """Loss of the label of each document in a micro-batch; the calling convention is `LabelLoss`'s.
+
+    It is that of transformers' heads for the model's `problem_type`: cross entropy of one class, the mean over classes
+    of the binary cross entropy of each where any number of them applies, the squared error of an amount.
 
     What a model does on top of its hidden states stands in its code, so it is tried on a few tokens: which position the
     head reads, and from which number positions count. Where neither the first nor the last position alone gives the
     model's own logits (mean pooling, an unknown head), documents are padded.
 
-    Attributes:
+    Args:
         model: a model of transformers' `AutoModelForSequenceClassification`.
+        weights: (classes,): what a row of each class counts; of any number of classes, what having the class counts
+            beside not having it. None counts all alike.
+
+    Attributes:
+        model: the same.
         pooled: the position that the head reads, or None where it reads others too.
         can_pack: whether documents can share a row.
         head: None; the head is always the model's own.
@@ -40,8 +50,9 @@ class ClassificationLoss:
     head: LinearHead | None = None
     can_share_prefix = False
 
-    def __init__(self, model: PreTrainedModel) -> None:
+    def __init__(self, model: PreTrainedModel, weights: Sequence[float] | None = None) -> None:
         self.model = model
+        self.weights = None if weights is None else torch.tensor(weights, dtype=torch.float32, device=model.device)
         self._by_document, self._last_layer = False, find_last_layer(model)
         self.pooled: Pooled | None = None
         self.first_position = 0
@@ -65,15 +76,27 @@ class ClassificationLoss:
         self._by_document = value
 
     def document(self, row: Mapping[str, Any]) -> Document:
-        """A row's `input_ids`, with the class (the one entry of `labels`) at the position that the head reads."""
+        """A row's `input_ids`, with its label (of `labels`) at the position that the head reads."""
+        single = self.model.config.problem_type in (None, SINGLE)
         targets = [IGNORED] * len(row["input_ids"])
-        targets[-1 if self.pooled == "last" else 0] = row["labels"][0]
+        targets[-1 if self.pooled == "last" else 0] = row["labels"][0] if single else 0
         types = row.get("token_type_ids")
-        return Document(list(row["input_ids"]), targets, None if types is None else list(types))
+        return Document(
+            list(row["input_ids"]),
+            targets,
+            None if types is None else list(types),
+            None if single else list(row["labels"]),
+        )
 
     def __call__(self, batch: MicroBatch) -> Tensor:
-        """Losses in nats of the batch's documents, (documents,), float32."""
-        return F.cross_entropy(self.logits(batch), batch.targets, reduction="none")
+        """Losses of the batch's documents, (documents,), float32: nats, or squared errors."""
+        logits = self.logits(batch)
+        if batch.values is None:
+            return F.cross_entropy(logits, batch.targets, weight=self.weights, reduction="none")
+        if self.model.config.problem_type == "regression":
+            return (logits - batch.values).square().mean(dim=1)
+        losses = F.binary_cross_entropy_with_logits(logits, batch.values, pos_weight=self.weights, reduction="none")
+        return losses.mean(dim=1)
 
     def logits(self, batch: MicroBatch) -> Tensor:
         """Logits of the batch's documents, (documents, classes), float32, in the order of its targets."""

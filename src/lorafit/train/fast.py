@@ -197,10 +197,11 @@ def _window(document: Document) -> Document:
     around = range(max(TRIED_START, first - TRIED_BEFORE), min(first + TRIED_AFTER, len(document)))
     kept = [*range(min(TRIED_START, len(document))), *around]
     types = document.token_types
-    return Document(
-        [document.input_ids[i] for i in kept],
-        [document.targets[i] for i in kept],
-        None if types is None else [types[i] for i in kept],
+    return replace(
+        document,
+        input_ids=[document.input_ids[i] for i in kept],
+        targets=[document.targets[i] for i in kept],
+        token_types=None if types is None else [types[i] for i in kept],
     )
 
 

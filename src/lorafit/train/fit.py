@@ -230,7 +230,7 @@ class _Fit:
     def trainer(self, model: PreTrainedModel, stop: StopOnSignal) -> LoraTrainer:
         settings, held_out = self.recipe.train, self.prepared.held_out if len(self.prepared.held_out) else None
         task = TASKS[self.recipe.task]
-        loss = task.loss(model)
+        loss = task.loss(model, self.recipe, self.prepared)
         documents = [loss.document(self.prepared.train[i]) for i in range(min(TRIED_ROWS, len(self.prepared.train)))]
         self.fast = choose_fast_path(loss, documents, self.notice) if settings.fast else PLAIN
         self.run.update(

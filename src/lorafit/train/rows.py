@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from transformers import PreTrainedTokenizerBase
 
-from lorafit.data import Prepared, PreparedClasses, prepare, prepare_classification
+from lorafit.data import Prepared, PreparedClasses, ProblemType, prepare, prepare_classification
 from lorafit.recipe import Recipe
 
 
@@ -43,6 +43,7 @@ def prepare_classes(
     tokenizer: PreTrainedTokenizerBase,
     *,
     labels: Sequence[str] | None = None,
+    problem_type: ProblemType | None = None,
     files: Sequence[str] = (),
 ) -> PreparedClasses:
     """What `prepare_classification` gives for the recipe's `data` section.
@@ -51,6 +52,7 @@ def prepare_classes(
         recipe: the settings.
         tokenizer: of the base model.
         labels: the class names of a finished run.
+        problem_type: what its labels are; None is the recipe's.
         files: other rows, all of them held out.
     """
     data = recipe.data
@@ -59,6 +61,8 @@ def prepare_classes(
         tokenizer,
         text_columns=data.text_column,
         label_column=data.label_column,
+        problem_type=problem_type or data.problem_type,
+        label_separator=data.label_separator,
         labels=labels,
         validation_files=files or data.validation_files,
         validation_share=data.validation_share,

@@ -2,8 +2,9 @@
 
 import importlib.util
 import json
+from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Generic, Literal, Protocol, TypeVar
 
 from datasets import Dataset
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
@@ -46,7 +47,7 @@ class Task(Protocol, Generic[RowsT]):
         """The base model with a fresh adapter."""
         ...
 
-    def loss(self, model: PreTrainedModel) -> DocumentLoss:
+    def loss(self, model: PreTrainedModel, recipe: Recipe, rows: RowsT) -> DocumentLoss:
         """What training minimizes."""
         ...
 
@@ -74,7 +75,7 @@ class TextGeneration:
         _attach(model, lora_config(recipe), resolved)
         return model
 
-    def loss(self, model: PreTrainedModel) -> LabelLoss:
+    def loss(self, model: PreTrainedModel, recipe: Recipe, rows: Prepared) -> LabelLoss:
         """Cross entropy of each labelled token."""
         return LabelLoss(model)
 
@@ -88,14 +89,16 @@ class Classification:
 
     def prepare(self, recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> PreparedClasses:
         """Labelled texts as tokens."""
-        return prepare_classes(recipe, tokenizer)
+        rows = prepare_classes(recipe, tokenizer)
+        class_weights(recipe.train.class_weights, rows)  # names a class that is not there before a model is loaded
+        return rows
 
     def adapted_model(
         self, resolved: ResolvedModel, recipe: Recipe, tokenizer: Any, rows: PreparedClasses
     ) -> PreTrainedModel:
         """A classifier whose head is drawn from the recipe's seed, and trained whole beside the adapter."""
         set_seed(recipe.train.seed)
-        model, fresh = load_classifier(resolved, rows.labels, **recipe.model.loading)
+        model, fresh = load_classifier(resolved, rows.labels, rows.problem_type, **recipe.model.loading)
         config = model.config.get_text_config()
         if config.pad_token_id is None:  # decoders find the last token of padded texts by it
             config.pad_token_id = tokenizer.pad_token_id
@@ -105,14 +108,42 @@ class Classification:
         _attach(model, replace(asked, modules_to_save=_outermost(saved) or None), resolved)
         return model
 
-    def loss(self, model: PreTrainedModel) -> ClassificationLoss:
-        """Cross entropy of each document's class."""
-        return ClassificationLoss(model)
+    def loss(self, model: PreTrainedModel, recipe: Recipe, rows: PreparedClasses) -> ClassificationLoss:
+        """The loss of each document's label."""
+        return ClassificationLoss(model, class_weights(recipe.train.class_weights, rows))
 
     def beside_adapter(self, rows: PreparedClasses) -> dict[str, str]:
-        """The class names, as transformers' config.json has them."""
-        names = {"id2label": dict(enumerate(rows.labels)), "label2id": {name: i for i, name in enumerate(rows.labels)}}
+        """The class names and what labels are, as transformers' config.json has them."""
+        names: dict[str, Any] = {"id2label": dict(enumerate(rows.labels))}
+        names |= {"label2id": {name: i for i, name in enumerate(rows.labels)}, "problem_type": rows.problem_type}
         return {LABELS_FILE: json.dumps(names, indent=2, ensure_ascii=False) + "\n"}
+
+
+def class_weights(asked: Literal["balanced"] | Mapping[str, float] | None, rows: PreparedClasses) -> list[float] | None:
+    """What a row of each class counts, by the classes' ids; None counts all alike.
+
+    "balanced" weighs by rarity: of one class a row, rows / (classes x rows of the class) (King & Zeng 2001), so that a
+    row counts 1 on average; of any number of classes, rows without the class / rows with it.
+
+    Raises:
+        ConfigError: A name that is no class, or a regression.
+    """
+    if asked is None:
+        return None
+    if rows.problem_type == "regression":
+        raise ConfigError("train.class_weights: the labels are numbers, not classes: leave it out")
+    counts, total = rows.summary.classes, len(rows.train)
+    if asked == "balanced":
+        several = rows.problem_type == "multi_label_classification"
+        return [
+            (total - count) / max(count, 1) if several else total / (len(counts) * max(count, 1))
+            for count in counts.values()
+        ]
+    if unknown := [name for name in asked if name not in counts]:
+        raise ConfigError(
+            f"train.class_weights: no class {', '.join(map(repr, unknown))}; the classes are {', '.join(counts)}"
+        )
+    return [float(asked.get(name, 1.0)) for name in counts]
 
 
 TASKS: dict[str, Task[Any]] = {"sft": TextGeneration(), "classification": Classification()}

@@ -1,0 +1,117 @@
+"""What a labelled row says: one class, any number of classes, or a number."""
+
+import math
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from typing import Any, Literal, get_args
+
+from lorafit.errors import DataError
+
+ProblemType = Literal["single_label_classification", "multi_label_classification", "regression"]
+"""transformers' names of what a head on a text may predict."""
+PROBLEM_TYPES: tuple[ProblemType, ...] = get_args(ProblemType)
+
+Label = str | tuple[str, ...] | float
+"""The name of a class; the names of all classes that apply, without order, maybe none; or a number."""
+
+
+def find_problem_type(values: Iterable[Any]) -> ProblemType:
+    """What a column of labels holds: lists are several classes a row, numbers with a fraction in any are amounts.
+
+    Whole numbers are classes, as most data sets number them; a person who means amounts says so.
+    """
+    present = [value for value in values if value is not None and value != ""]
+    if present and all(isinstance(value, list | tuple) for value in present):
+        return "multi_label_classification"
+    numbers = [_number(value) for value in present]
+    fractions = any(number is not None and number != math.floor(number) for number in numbers)
+    return "regression" if fractions and None not in numbers else "single_label_classification"
+
+
+def read_label(value: Any, column: str, problem_type: ProblemType, separator: str | None) -> Label | None:
+    """The label that a cell holds; None where it holds none.
+
+    Args:
+        value: of the cell.
+        column: its column's name, for the message.
+        problem_type: what labels are.
+        separator: what stands between the classes of a text; None takes a text as one class.
+
+    Raises:
+        DataError: It is something else.
+    """
+    if value is None:
+        return None
+    if problem_type == "regression":
+        if isinstance(value, str) and not value.strip():
+            return None
+        number = _number(value)
+        if number is None:
+            raise DataError(f"{column!r} is {value!r}, not a finite number; data.problem_type is regression")
+        return number
+    if problem_type == "multi_label_classification":
+        if isinstance(value, str) and separator is not None:
+            value = [part for part in value.split(separator) if part.strip()]
+        several = value if isinstance(value, list | tuple) else [value]
+        return tuple(dict.fromkeys(filter(None, (_class_name(one, column) for one in several))))
+    return _class_name(value, column) or None
+
+
+def label_text(label: Label) -> str:
+    """A label for a person."""
+    if isinstance(label, str):
+        return label
+    return f"{label:.4g}" if isinstance(label, float) else ", ".join(label) or "(none)"
+
+
+def class_names(found: Sequence[Label], known: Sequence[str] | None) -> tuple[str, ...]:
+    """The classes in their order, unless they are known already: whole numbers by size, names by their letters."""
+    if known is not None:
+        return tuple(known)
+    names = {name for label in found for name in names_in(label)}
+    whole = all(name.removeprefix("-").isdecimal() for name in names)
+    return tuple(sorted(names, key=int if whole else str))
+
+
+def names_in(label: Label) -> tuple[str, ...]:
+    """The classes that a label names."""
+    if isinstance(label, str):
+        return (label,)
+    return label if isinstance(label, tuple) else ()
+
+
+def target_of(label: Label, ids: dict[str, int]) -> list[int] | list[float]:
+    """What the head is to predict: [the class's id], a 1 or 0 for each class, or [the number]."""
+    if isinstance(label, str):
+        return [ids[label]]
+    if isinstance(label, tuple):
+        return [float(name in label) for name in ids]
+    return [label]
+
+
+def count_classes(names: Sequence[str], labels: Iterable[Label]) -> dict[str, int]:
+    """Rows that have each class."""
+    counts = Counter(name for label in labels for name in names_in(label))
+    return {name: counts[name] for name in names}
+
+
+def _number(value: Any) -> float | None:
+    """A finite number, or a text that is one; None for all else."""
+    if isinstance(value, bool) or not isinstance(value, str | int | float):
+        return None
+    try:
+        number = float(value)
+    except (ValueError, OverflowError):
+        return None
+    return number if math.isfinite(number) else None
+
+
+def _class_name(value: Any, column: str) -> str:
+    if isinstance(value, float) and value.is_integer():  # a column of whole numbers with gaps
+        value = int(value)
+    if not isinstance(value, str | int):
+        raise DataError(
+            f"{column!r} is {value!r}; a class is a name or a whole number (a list of them where data.problem_type is "
+            "multi_label_classification; amounts are regression)"
+        )
+    return str(value).strip()
