@@ -283,25 +283,28 @@ class Run:
         return model.eval(), tokenizer, Template(tokenizer, source)
 
     def load_classifier(self) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase, tuple[str, ...]]":
-        """Load the base model of a classification with the run's adapter and head, its tokenizer, the class names.
+        """Load the base model of a classifier of texts or tokens with the run's adapter and head.
 
         Without its adapter the model has the head that training started from.
 
+        Returns:
+            The model in evaluation mode, its tokenizer, the names of the classes by their ids.
+
         Raises:
-            RunError: The run has saved no adapter yet, or it is no classification.
+            RunError: The run has saved no adapter yet, or it is no classifier.
         """
-        resolved, tokenizer, settings = self._base("classification")
+        resolved, tokenizer, settings = self._base("classification", "token_classification")
         from transformers import set_seed
 
         from lorafit.lora import load_adapter
-        from lorafit.models import load_classifier
+        from lorafit.models import TOKEN_CLASSIFICATION, load_classifier
 
         saved = json.loads((self.adapter / LABELS_FILE).read_text(encoding="utf-8"))
         labels = tuple(saved["id2label"][str(i)] for i in range(len(saved["id2label"])))
         set_seed(self.recipe.train.seed)
-        model, _ = load_classifier(
-            resolved, labels, saved.get("problem_type", "single_label_classification"), **settings.loading
-        )
+        per_token = self.recipe.task == TOKEN_CLASSIFICATION
+        kind = TOKEN_CLASSIFICATION if per_token else saved.get("problem_type", "single_label_classification")
+        model, _ = load_classifier(resolved, labels, kind, **settings.loading)
         load_adapter(model, self.adapter)
         return model.eval(), tokenizer, labels
 
@@ -316,13 +319,13 @@ class Run:
         base = self.record["model"]
         return resolve(base["reference"], revision=base["revision"])
 
-    def _base(self, task: str) -> "tuple[ResolvedModel, PreTrainedTokenizerBase, ModelSettings]":
-        """Base model and tokenizer of a run that has an adapter for `task`."""
-        if (own := self.recipe.task) != task:
+    def _base(self, *tasks: str) -> "tuple[ResolvedModel, PreTrainedTokenizerBase, ModelSettings]":
+        """Base model and tokenizer of a run that has an adapter for one of `tasks`."""
+        if (own := self.recipe.task) not in tasks:
             raise RunError(
-                f"{self.directory} is a classification, which writes no text and is not exported yet: measure it with "
-                f"`lorafit eval {shlex.quote(str(self.directory))}`"
-                if own == "classification"
+                f"{self.directory} is a {own.replace('_', ' ')}, which writes no text and is not exported yet: measure "
+                f"it with `lorafit eval {shlex.quote(str(self.directory))}`"
+                if own in ("classification", "token_classification")
                 else f"{self.directory} generates text and is no classification"
             )
         if not self.has_adapter:

@@ -31,7 +31,8 @@ def eval(
 
     with open_output(json) as out:
         opened = Run.open(run)
-        measure = _classification if opened.recipe.task == "classification" else _text
+        measures = {"classification": _classification, "token_classification": _tags}
+        measure = measures.get(opened.recipe.task, _text)
         result = {"run": str(run), **measure(opened, data or [], out)}
         if not data:
             report = draw_report(opened, out)
@@ -52,6 +53,23 @@ def _classification(run: "Run", files: list[str], out: Output) -> dict[str, Any]
     _check_rows(run, files, prepared.train)
     history = [] if files else run.metrics()
     evaluation = evaluate_classification(model, prepared, recipe, out, history=history)
+    if not files:
+        evaluation.write(run.directory)
+    show_class_evaluation(out.console, evaluation, recipe.evaluate.samples)
+    return evaluation.to_dict()
+
+
+def _tags(run: "Run", files: list[str], out: Output) -> dict[str, Any]:
+    from lorafit.cli.show import show_class_evaluation
+    from lorafit.cli.train import evaluate_tagger
+    from lorafit.evaluate import held_out_tags
+
+    recipe = run.recipe
+    model, tokenizer, labels = run.load_classifier()
+    prepared = held_out_tags(recipe, tokenizer, labels, files)
+    _check_rows(run, files, prepared.train)
+    history = [] if files else run.metrics()
+    evaluation = evaluate_tagger(model, prepared, recipe, out, history=history)
     if not files:
         evaluation.write(run.directory)
     show_class_evaluation(out.console, evaluation, recipe.evaluate.samples)

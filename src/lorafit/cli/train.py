@@ -25,7 +25,7 @@ from lorafit.errors import ConfigError
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-    from lorafit.data import ClassSummary, Prepared, PreparedClasses, Template
+    from lorafit.data import ClassSummary, Prepared, PreparedClasses, PreparedTags, TagSummary, Template
     from lorafit.evaluate import ClassEvaluation, Evaluation
     from lorafit.recipe import Recipe
     from lorafit.run import Run
@@ -86,11 +86,14 @@ def run_training(recipe: "Recipe", out: Output, *, resume: bool = False, force: 
     from lorafit.collection import collection_paused
 
     with collection_paused():  # most of the time to the first step is importing
-        from lorafit.data import Summary, render, render_classes
+        from lorafit.data import ClassSummary, Summary, render, render_classes, render_tags
         from lorafit.train import train as fit
 
-    def show(summary: "Summary | ClassSummary") -> None:
-        out.console.print(render(summary) if isinstance(summary, Summary) else render_classes(summary))
+    def show(summary: "Summary | ClassSummary | TagSummary") -> None:
+        if isinstance(summary, Summary):
+            out.console.print(render(summary))
+        else:
+            out.console.print(render_classes(summary) if isinstance(summary, ClassSummary) else render_tags(summary))
 
     for note in recipe.recipe_notes:
         out.console.print(note, style="dim", markup=False)
@@ -117,7 +120,7 @@ def _recipe_to_resume(run: Path | None, output_dir: Path | None) -> "Recipe":
 
 def _evaluate(trained: "Trained", out: Output) -> dict[str, Any]:
     from lorafit.cli.show import show_class_evaluation, show_evaluation, show_next
-    from lorafit.data import Prepared
+    from lorafit.data import Prepared, PreparedClasses
 
     run, model, prepared = trained.run, trained.model, trained.prepared
     recipe, history, writes_text = run.recipe, run.metrics(), isinstance(prepared, Prepared)
@@ -126,7 +129,8 @@ def _evaluate(trained: "Trained", out: Output) -> dict[str, Any]:
         evaluation.write(run.directory)
         show_evaluation(out.console, evaluation, recipe.evaluate)
     else:
-        evaluation = evaluate_classification(model, prepared, recipe, out, history=history)
+        classify = evaluate_classification if isinstance(prepared, PreparedClasses) else evaluate_tagger
+        evaluation = classify(model, prepared, recipe, out, history=history)  # type: ignore[arg-type]
         evaluation.write(run.directory)
         show_class_evaluation(out.console, evaluation, recipe.evaluate.samples)
     report = draw_report(run, out)
@@ -147,6 +151,28 @@ def evaluate_classification(
 
     with out.progress("Base against tuned", 2 * len(prepared.held_out_rows)) as on_rows:
         return evaluate_classes(
+            model,
+            prepared,
+            settings=recipe.evaluate,
+            seed=recipe.train.seed,
+            history=history,
+            on_rows=on_rows,
+        )
+
+
+def evaluate_tagger(
+    model: "PreTrainedModel",
+    prepared: "PreparedTags",
+    recipe: "Recipe",
+    out: Output,
+    *,
+    history: Iterable[Mapping[str, Any]] = (),
+) -> "ClassEvaluation":
+    """Base against tuned tagger, with a progress bar."""
+    from lorafit.evaluate import evaluate_tags
+
+    with out.progress("Base against tuned", 2 * len(prepared.held_out_rows)) as on_rows:
+        return evaluate_tags(
             model,
             prepared,
             settings=recipe.evaluate,

@@ -6,8 +6,9 @@ from lorafit.evaluate.generate import GREEDY, Sampling, generate, stream
 from lorafit.evaluate.loss import RowLosses, row_losses
 from lorafit.evaluate.prompts import Questions, as_prompt
 from lorafit.evaluate.results import Evaluation, Results, evaluate
-from lorafit.evaluate.rows import held_out_classes, held_out_rows
+from lorafit.evaluate.rows import held_out_classes, held_out_rows, held_out_tags
 from lorafit.evaluate.samples import Prompt, Sample, sample_answers, scored
+from lorafit.evaluate.tags import evaluate_tags
 from lorafit.evaluate.verdict import Verdict, verdict
 
 __all__ = [
@@ -26,9 +27,11 @@ __all__ = [
     "compare",
     "evaluate",
     "evaluate_classes",
+    "evaluate_tags",
     "generate",
     "held_out_classes",
     "held_out_rows",
+    "held_out_tags",
     "loss_scores",
     "row_losses",
     "sample_answers",

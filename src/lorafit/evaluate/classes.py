@@ -131,7 +131,7 @@ def class_logits(
     documents = [loss.document(rows[index]) for index in range(len(rows))]
     logits = np.zeros((len(documents), model.config.num_labels))
     with evaluating(model):
-        for batch in _batches(documents):
+        for batch in batches_by_length(documents):
             logits[batch] = loss.logits(pad([documents[index] for index in batch]).to(model.device)).cpu().numpy()
             on_rows(len(batch))
     if not np.isfinite(logits).all():
@@ -139,7 +139,7 @@ def class_logits(
     return logits
 
 
-def _batches(documents: Sequence[Document]) -> Iterator[list[int]]:
+def batches_by_length(documents: Sequence[Document]) -> Iterator[list[int]]:
     """Indices of documents of similar length, longest first."""
     batch: list[int] = []
     for index in sorted(range(len(documents)), key=lambda index: len(documents[index]), reverse=True):

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from lorafit.data import Prepared, PreparedClasses, ProblemType, Template
-from lorafit.train.rows import prepare_classes, prepare_rows
+from lorafit.data import Prepared, PreparedClasses, PreparedTags, ProblemType, Template
+from lorafit.train.rows import prepare_classes, prepare_rows, prepare_tags
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -48,3 +48,17 @@ def held_out_classes(
         files: other rows, none of them trained on.
     """
     return prepare_classes(recipe, tokenizer, labels=labels, problem_type=problem_type, files=files)
+
+
+def held_out_tags(
+    recipe: Recipe, tokenizer: PreTrainedTokenizerBase, labels: Sequence[str], files: Sequence[str] = ()
+) -> PreparedTags:
+    """The tagged rows that a token classification held out (chosen again, from the same seed), or all of `files`.
+
+    Args:
+        recipe: the run's.
+        tokenizer: its model's.
+        labels: its tags, by id.
+        files: other rows, none of them trained on.
+    """
+    return prepare_tags(recipe, tokenizer, labels=labels, files=files)

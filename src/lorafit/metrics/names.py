@@ -4,6 +4,7 @@ SMALLER_IS_BETTER = {"loss", "perplexity", "mean_absolute_error"}
 PERCENT = {
     "accuracy",
     "token_accuracy",
+    "word_accuracy",
     "exact_match",
     "valid_json",
     "field_accuracy",

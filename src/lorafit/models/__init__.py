@@ -5,6 +5,8 @@ imports neither torch nor transformers.
 """
 
 from lorafit.models.load import (
+    TOKEN_CLASSIFICATION,
+    HeadKind,
     architecture,
     context_length,
     dtype_on,
@@ -19,6 +21,8 @@ from lorafit.models.quantize import is_quantized_already, stored_as
 from lorafit.models.resolve import ResolvedModel, resolve
 
 __all__ = [
+    "TOKEN_CLASSIFICATION",
+    "HeadKind",
     "ResolvedModel",
     "architecture",
     "context_length",

@@ -28,9 +28,11 @@ if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-    from lorafit.data import ProblemType
-
 Dtype = Literal["auto", "bf16", "fp32", "fp16"]
+
+HeadKind = Literal["single_label_classification", "multi_label_classification", "regression", "token_classification"]
+"""transformers' `problem_type` of a head on a text, or a head on each of its tokens."""
+TOKEN_CLASSIFICATION: HeadKind = "token_classification"
 
 # transformers' names of what stands on the body of a classifier: trained whole, so never quantized
 CLASSIFIER_HEADS = ["classifier", "pre_classifier", "score", "pooler", "head"]
@@ -117,7 +119,7 @@ def load_model(
 def load_classifier(
     resolved: ResolvedModel,
     labels: Sequence[str],
-    problem_type: "ProblemType" = "single_label_classification",
+    kind: HeadKind = "single_label_classification",
     *,
     dtype: "Dtype | torch.dtype" = "auto",
     device: "str | torch.device | None" = None,
@@ -129,7 +131,7 @@ def load_classifier(
     Args:
         resolved: what `resolve` returned.
         labels: the class names, by id.
-        problem_type: what they are: transformers' single_label_classification, multi_label_classification, regression.
+        kind: what the head says: one class of a text, any number of them, an amount, or a class of each token.
         dtype: of the weights; "auto" is `pick_dtype(device)`.
         device: where to; None or "auto" is `pick_device()`.
         quantize: "nf4" or "int8" holds the linear layers but the head in 4 or 8 bits, one tensor after the other. A
@@ -144,7 +146,7 @@ def load_classifier(
         ModelError: not there, not readable, no classifier of its kind, weights of its body missing, or the hub cannot
             be reached.
     """
-    from transformers import AutoConfig, AutoModelForSequenceClassification
+    from transformers import AutoConfig, AutoModelForSequenceClassification, AutoModelForTokenClassification
 
     place = pick_device(device)
     torch_dtype = dtype_on(dtype, place)
@@ -155,9 +157,10 @@ def load_classifier(
             placement["quantization_config"] = None
         config.id2label = dict(enumerate(labels))
         config.label2id = {label: i for i, label in enumerate(labels)}
-        config.problem_type = problem_type
+        config.problem_type = None if kind == "token_classification" else kind
+        auto = AutoModelForTokenClassification if kind == TOKEN_CLASSIFICATION else AutoModelForSequenceClassification
         with one_tensor_at_a_time(_changes(config, quantize, torch_dtype)):
-            model, info = AutoModelForSequenceClassification.from_pretrained(
+            model, info = auto.from_pretrained(
                 resolved.path,
                 config=config,
                 dtype=torch_dtype,
@@ -187,18 +190,22 @@ def architecture(
 
     Args:
         resolved: what `resolve` returned.
-        task: "sft" or "classification".
+        task: "sft", "classification" or "token_classification".
         trust_remote_code: run the Python code that comes with the model.
 
     Raises:
         ModelError: The config is not there or not readable.
         PlanError: transformers itself has no such class; its code comes with the model.
     """
-    from transformers import AutoModelForSequenceClassification
+    from transformers import AutoModelForSequenceClassification, AutoModelForTokenClassification
 
     with _explained(resolved, "model"):
         config, auto = _config_and_class(resolved, trust_remote_code)
-    auto = AutoModelForSequenceClassification if task == "classification" else auto
+    heads = {
+        "classification": AutoModelForSequenceClassification,
+        TOKEN_CLASSIFICATION: AutoModelForTokenClassification,
+    }
+    auto = heads.get(task, auto)
     known: Any = auto._model_mapping
     if type(config) not in known:
         raise PlanError(f"{resolved.reference} ({config.model_type}) is no model of transformers' own")

@@ -92,12 +92,13 @@ class DataSettings(Settings):
     text_column: Annotated[list[str], BeforeValidator(one_or_list)] = Field(
         default_factory=list,
         max_length=2,
-        description="classification: the column of the text, or a list of the two of a pair; empty finds them by usual "
-        "names (text, sentence, question, premise and hypothesis, ...).",
+        description="classification: the column of the text, or a list of the two of a pair; token_classification: the "
+        "column of the words. Empty finds usual names (text, sentence, question, premise and hypothesis, tokens, ...).",
     )
     label_column: str | None = Field(
         default=None,
-        description="classification: the column of the class; null finds it by usual names (label, category, ...).",
+        description="classification: the column of the class; token_classification: that of the tags. null finds it by "
+        "usual names (label, category, ner_tags, ...).",
     )
     problem_type: Literal["auto", "single_label_classification", "multi_label_classification", "regression"] = Field(
         default="auto",
@@ -188,10 +189,10 @@ class LoraSettings(Settings):
         "normal; loftq: B A starts at what model.quantize took from the weights (arXiv 2310.08659); false: both "
         "random, for tests.",
     )
-    task_type: Literal["CAUSAL_LM", "SEQ_CLS"] | None = Field(
+    task_type: Literal["CAUSAL_LM", "SEQ_CLS", "TOKEN_CLS"] | None = Field(
         default=None,
         description="Written into adapter_config.json for the programs that load the adapter; null follows the task: "
-        "CAUSAL_LM, or SEQ_CLS, which trains and saves the classifier's head.",
+        "CAUSAL_LM, or SEQ_CLS and TOKEN_CLS, which train and save the classifier's head.",
     )
 
     @field_validator("target_modules", "exclude_modules")
@@ -265,32 +266,29 @@ class EvaluateSettings(Settings):
         return value
 
 
-TASK_TYPES = {"sft": "CAUSAL_LM", "classification": "SEQ_CLS"}
+TASK_TYPES = {"sft": "CAUSAL_LM", "classification": "SEQ_CLS", "token_classification": "TOKEN_CLS"}
 """PEFT's names of the tasks."""
 SEVERAL = "multi_label_classification"
-_OF_ONE_TASK = {
-    "data.format": "sft",
-    "data.train_on": "sft",
-    "data.chat_template": "sft",
-    "data.text_column": "classification",
-    "data.label_column": "classification",
-    "data.problem_type": "classification",
-    "data.label_separator": "classification",
-    "train.class_weights": "classification",
-    "evaluate.metrics": "sft",
-    "evaluate.generated_rows": "sft",
-    "evaluate.max_new_tokens": "sft",
-    "evaluate.num_beams": "sft",
+_LABELLED = ("classification", "token_classification")
+_OF_TASKS: dict[str, tuple[str, ...]] = {
+    **dict.fromkeys(("data.format", "data.train_on", "data.chat_template"), ("sft",)),
+    **dict.fromkeys(("data.text_column", "data.label_column"), _LABELLED),
+    **dict.fromkeys(("data.problem_type", "data.label_separator", "train.class_weights"), ("classification",)),
+    **dict.fromkeys(
+        ("evaluate.metrics", "evaluate.generated_rows", "evaluate.max_new_tokens", "evaluate.num_beams"), ("sft",)
+    ),
 }
+"""Settings that only some tasks read."""
 
 
 class Recipe(Settings):
     """Everything a run needs; `recipe.yaml` in its directory is this, resolved."""
 
-    task: Literal["sft", "classification"] = Field(
+    task: Literal["sft", "classification", "token_classification"] = Field(
         default="sft",
         description="What to learn; sft is supervised fine-tuning on rows with answers, classification gives a text or "
-        "a pair of texts a class, any number of classes, or an amount.",
+        "a pair of texts a class, any number of classes, or an amount; token_classification gives each word "
+        "a tag (named entities, parts of speech).",
     )
     output_dir: Place | None = Field(
         default=None, min_length=1, description="The run's directory; null makes a new one under runs/."
@@ -306,12 +304,15 @@ class Recipe(Settings):
     @model_validator(mode="after")
     def _fits_the_task(self) -> Recipe:
         problems = []
-        for path, task in _OF_ONE_TASK.items():
+        for path, tasks in _OF_TASKS.items():
             section, name = path.split(".")
             settings = getattr(self, section)
             value = getattr(settings, name)
-            if task != self.task and value != type(settings).model_fields[name].get_default(call_default_factory=True):
-                problems.append(f"{path} = {value!r} is for task {task}, not for {self.task}: leave it out")
+            default = type(settings).model_fields[name].get_default(call_default_factory=True)
+            if self.task not in tasks and value != default:
+                problems.append(
+                    f"{path} = {value!r} is for task {' or '.join(tasks)}, not for {self.task}: leave it out"
+                )
         if self.lora.task_type not in (None, TASK_TYPES[self.task]):
             problems.append(f"lora.task_type is {TASK_TYPES[self.task]} for task {self.task}: leave it out")
         if self.lora.init_lora_weights == "loftq" and self.model.quantize in ("none", "auto"):

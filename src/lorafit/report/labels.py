@@ -19,8 +19,10 @@ SHOWN_ROWS = 30
 SIZES = {"wide": (560, 420), "narrow": (350, 320)}
 
 
-def labels_section(run: Run, samples: Sequence[Mapping[str, Any]]) -> tuple[Section, Beside] | None:
+def labels_section(run: Run, samples: Sequence[Mapping[str, Any]]) -> tuple[Section, Beside | None] | None:
     """The section, and what the tuned model is measured against; None where the samples are no labelled rows."""
+    if samples and run.recipe.task == "token_classification":
+        return _tags(run, samples)
     if not samples or run.recipe.task != "classification":
         return None
     kind = run.record["data"]["summary"].get("problem_type")
@@ -30,6 +32,41 @@ def labels_section(run: Run, samples: Sequence[Mapping[str, Any]]) -> tuple[Sect
         return _several(run, samples)
     section = classes_section(run, samples)
     return None if section is None else (section, beside_majority(run, samples))
+
+
+def _tags(run: Run, samples: Sequence[Mapping[str, Any]]) -> tuple[Section, Beside | None] | None:
+    """F1 of each type of entity, or each tag, before and after, and the sentences that are not exactly right."""
+    summary, scored = run.record["data"]["summary"], run.scored_rows
+    if "macro_f1" not in scored or "word_accuracy" not in scored:
+        return None
+    marked = bool(summary["entities"])
+    trained, held_out = (summary[f"{part}{'entities' if marked else 'tags'}"] for part in ("", "held_out_"))
+    kinds = sorted(kind for kind, count in held_out.items() if count)
+    by_kind = Scores.from_dict(scored["macro_f1"])
+    figures = [np.split(side.sum(axis=0), 2) for side in (by_kind.base, by_kind.tuned)]
+    before, after = (twice_right / np.maximum(total, 1) for twice_right, total in figures)
+    rows = [
+        [kind, f"{trained.get(kind, 0):,}", f"{held_out[kind]:,}", f"{100 * before[i]:.1f}", f"{100 * after[i]:.1f}"]
+        for i, kind in enumerate(kinds)
+    ]
+    metric = "entity_f1" if marked else "word_accuracy"
+    found = Scores.from_dict(scored[metric])
+    if marked:
+        nothing = found.tuned * [0, 0, 1]
+        beside = Beside.of(run, "no answer", "Naming no entity", metric, Scores(nothing, found.tuned, "f1"))
+    else:
+        beside = None
+    wrong = [sample for sample in samples if sample["tuned"] != sample["reference"]]
+    what = "type" if marked else "tag"
+    blocks: list[Block] = [
+        Text("The base model's head is untrained: its answers are chance." + (f" {beside.sentence}" if beside else "")),
+        Table(
+            f"Each {what}, and its F1 on the held-out rows, in %", [what, "trained", "held out", "base", "tuned"], rows
+        ),
+        *_rows("Sentences that are not exactly right", wrong, ["sentence", "true", "tuned says"]),
+    ]
+    title = "Entities" if marked else "Tags"
+    return Section("classes", title, title, blocks), beside
 
 
 def _several(run: Run, samples: Sequence[Mapping[str, Any]]) -> tuple[Section, Beside] | None:

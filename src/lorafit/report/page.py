@@ -42,6 +42,10 @@ def page(run: Run, *, live: bool = False) -> str:
     return render(page_of(run), live=live)
 
 
+UNITS = {"classification": "row", "token_classification": "word"}
+"""What a loss is the mean of, where that is no token."""
+
+
 def page_of(run: Run) -> Page:
     """What a run's page says."""
     history, samples, results = History.of(run.metrics()), run.samples, results_of(run)
@@ -50,7 +54,7 @@ def page_of(run: Run) -> Page:
     words, lead, tone = headline(run, history, main, beside)
     sections: list[Section | None] = [
         results_section(results, run),
-        loss_section(history, "row" if run.recipe.task == "classification" else "token"),
+        loss_section(history, UNITS.get(run.recipe.task, "token")),
         labels[0] if labels else samples_section(samples),
         layers_section(run.updates, run.has_adapter and run.record["state"] == "finished"),
         progress_section(history),

@@ -15,7 +15,7 @@ import torch
 from datasets import Dataset
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from lorafit.data import Prepared, PreparedClasses, Template
+from lorafit.data import Prepared, PreparedClasses, PreparedTags, Template
 from lorafit.errors import AdapterError, MissingExtraError, ModelError, PlanError, RunError
 from lorafit.lora import count_parameters, restore_adapter, update_norms
 from lorafit.metrics.answers import answer_metrics, check_references
@@ -33,7 +33,7 @@ from lorafit.train.tasks import TASKS, check_optimizer
 from lorafit.train.trainer import LoraTrainer
 
 if TYPE_CHECKING:
-    from lorafit.data import ClassSummary, Summary
+    from lorafit.data import ClassSummary, Summary, TagSummary
 
 REHEARSED = ("cuda", "mps", "xpu")  # devices whose memory running out is an exception
 TRIED_ROWS = 2  # first rows, on which the fast path is tried
@@ -54,7 +54,7 @@ class Trained:
     run: Run
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
-    prepared: Prepared | PreparedClasses
+    prepared: Prepared | PreparedClasses | PreparedTags
     interrupted: bool
 
     @property
@@ -69,7 +69,7 @@ def train(
     *,
     resume: bool = False,
     force: bool = False,
-    on_summary: "Callable[[Summary | ClassSummary], None]" = lambda summary: None,
+    on_summary: "Callable[[Summary | ClassSummary | TagSummary], None]" = lambda summary: None,
     on_plan: Callable[[Plan], None] = lambda plan: None,
     on_notice: Callable[[str], None] | None = None,
 ) -> Trained:
@@ -140,7 +140,7 @@ class _Fit:
     recipe: Recipe
     resolved: ResolvedModel
     tokenizer: PreTrainedTokenizerBase
-    prepared: Prepared | PreparedClasses
+    prepared: Prepared | PreparedClasses | PreparedTags
     progress: ShowProgress
     notice: Callable[[str], None]
     fast: FastPath = PLAIN

@@ -4,7 +4,15 @@ from collections.abc import Sequence
 
 from transformers import PreTrainedTokenizerBase
 
-from lorafit.data import Prepared, PreparedClasses, ProblemType, prepare, prepare_classification
+from lorafit.data import (
+    Prepared,
+    PreparedClasses,
+    PreparedTags,
+    ProblemType,
+    prepare,
+    prepare_classification,
+    prepare_token_classification,
+)
 from lorafit.recipe import Recipe
 
 
@@ -63,6 +71,35 @@ def prepare_classes(
         label_column=data.label_column,
         problem_type=problem_type or data.problem_type,
         label_separator=data.label_separator,
+        labels=labels,
+        validation_files=files or data.validation_files,
+        validation_share=data.validation_share,
+        seed=recipe.train.seed,
+        max_length=data.max_length,
+    )
+
+
+def prepare_tags(
+    recipe: Recipe,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    labels: Sequence[str] | None = None,
+    files: Sequence[str] = (),
+) -> PreparedTags:
+    """What `prepare_token_classification` gives for the recipe's `data` section.
+
+    Args:
+        recipe: the settings.
+        tokenizer: of the base model.
+        labels: the tags of a finished run.
+        files: other rows, all of them held out.
+    """
+    data = recipe.data
+    return prepare_token_classification(
+        files or data.train_files,
+        tokenizer,
+        text_columns=data.text_column,
+        label_column=data.label_column,
         labels=labels,
         validation_files=files or data.validation_files,
         validation_share=data.validation_share,

@@ -9,15 +9,24 @@ from typing import Any, Generic, Literal, Protocol, TypeVar
 from datasets import Dataset
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
-from lorafit.data import ClassSummary, Prepared, PreparedClasses, Summary
+from lorafit.data import ClassSummary, Prepared, PreparedClasses, PreparedTags, Summary, TagSummary
 from lorafit.errors import ConfigError, MissingExtraError, ModelError
 from lorafit.lora import LoraConfig, attach
-from lorafit.models import ResolvedModel, load_classifier, load_model, original_weights, pick_device
+from lorafit.models import (
+    TOKEN_CLASSIFICATION,
+    HeadKind,
+    ResolvedModel,
+    load_classifier,
+    load_model,
+    original_weights,
+    pick_device,
+)
 from lorafit.recipe import Recipe
 from lorafit.run import LABELS_FILE
 from lorafit.train.classification import ClassificationLoss
 from lorafit.train.loss import DocumentLoss, LabelLoss
-from lorafit.train.rows import prepare_classes, prepare_rows
+from lorafit.train.rows import prepare_classes, prepare_rows, prepare_tags
+from lorafit.train.token_classification import TagLoss
 
 
 class Rows(Protocol):
@@ -30,7 +39,7 @@ class Rows(Protocol):
     def held_out(self) -> Dataset: ...  # noqa: D102
 
     @property
-    def summary(self) -> Summary | ClassSummary: ...  # noqa: D102
+    def summary(self) -> Summary | ClassSummary | TagSummary: ...  # noqa: D102
 
 
 RowsT = TypeVar("RowsT", bound=Rows)
@@ -97,16 +106,7 @@ class Classification:
         self, resolved: ResolvedModel, recipe: Recipe, tokenizer: Any, rows: PreparedClasses
     ) -> PreTrainedModel:
         """A classifier whose head is drawn from the recipe's seed, and trained whole beside the adapter."""
-        set_seed(recipe.train.seed)
-        model, fresh = load_classifier(resolved, rows.labels, rows.problem_type, **recipe.model.loading)
-        config = model.config.get_text_config()
-        if config.pad_token_id is None:  # decoders find the last token of padded texts by it
-            config.pad_token_id = tokenizer.pad_token_id
-        set_seed(recipe.train.seed)
-        asked = lora_config(recipe)
-        saved: set[str] = {*(asked.modules_to_save or []), *fresh}
-        _attach(model, replace(asked, modules_to_save=_outermost(saved) or None), resolved)
-        return model
+        return _with_fresh_head(resolved, recipe, tokenizer, rows.labels, rows.problem_type)
 
     def loss(self, model: PreTrainedModel, recipe: Recipe, rows: PreparedClasses) -> ClassificationLoss:
         """The loss of each document's label."""
@@ -114,9 +114,50 @@ class Classification:
 
     def beside_adapter(self, rows: PreparedClasses) -> dict[str, str]:
         """The class names and what labels are, as transformers' config.json has them."""
-        names: dict[str, Any] = {"id2label": dict(enumerate(rows.labels))}
-        names |= {"label2id": {name: i for i, name in enumerate(rows.labels)}, "problem_type": rows.problem_type}
-        return {LABELS_FILE: json.dumps(names, indent=2, ensure_ascii=False) + "\n"}
+        return {LABELS_FILE: _label_file(rows.labels, problem_type=rows.problem_type)}
+
+
+class TokenClassification:
+    """`task: token_classification`."""
+
+    def prepare(self, recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> PreparedTags:
+        """Tagged words as tokens."""
+        return prepare_tags(recipe, tokenizer)
+
+    def adapted_model(
+        self, resolved: ResolvedModel, recipe: Recipe, tokenizer: Any, rows: PreparedTags
+    ) -> PreTrainedModel:
+        """A tagger whose head is drawn from the recipe's seed, and trained whole beside the adapter."""
+        return _with_fresh_head(resolved, recipe, tokenizer, rows.labels, TOKEN_CLASSIFICATION)
+
+    def loss(self, model: PreTrainedModel, recipe: Recipe, rows: PreparedTags) -> TagLoss:
+        """Cross entropy of each word's tag."""
+        return TagLoss(model)
+
+    def beside_adapter(self, rows: PreparedTags) -> dict[str, str]:
+        """The tags."""
+        return {LABELS_FILE: _label_file(rows.labels)}
+
+
+def _with_fresh_head(
+    resolved: ResolvedModel, recipe: Recipe, tokenizer: Any, labels: tuple[str, ...], kind: HeadKind
+) -> PreTrainedModel:
+    set_seed(recipe.train.seed)
+    model, fresh = load_classifier(resolved, labels, kind, **recipe.model.loading)
+    config = model.config.get_text_config()
+    if config.pad_token_id is None:  # decoders find the last token of padded texts by it
+        config.pad_token_id = tokenizer.pad_token_id
+    set_seed(recipe.train.seed)
+    asked = lora_config(recipe)
+    saved: set[str] = {*(asked.modules_to_save or []), *fresh}
+    _attach(model, replace(asked, modules_to_save=_outermost(saved) or None), resolved)
+    return model
+
+
+def _label_file(labels: tuple[str, ...], **more: str) -> str:
+    """Names and ids of classes, as transformers' config.json has them."""
+    names = {"id2label": dict(enumerate(labels)), "label2id": {name: i for i, name in enumerate(labels)}, **more}
+    return json.dumps(names, indent=2, ensure_ascii=False) + "\n"
 
 
 def class_weights(asked: Literal["balanced"] | Mapping[str, float] | None, rows: PreparedClasses) -> list[float] | None:
@@ -146,7 +187,11 @@ def class_weights(asked: Literal["balanced"] | Mapping[str, float] | None, rows:
     return [float(asked.get(name, 1.0)) for name in counts]
 
 
-TASKS: dict[str, Task[Any]] = {"sft": TextGeneration(), "classification": Classification()}
+TASKS: dict[str, Task[Any]] = {
+    "sft": TextGeneration(),
+    "classification": Classification(),
+    "token_classification": TokenClassification(),
+}
 
 
 def check_optimizer(recipe: Recipe) -> None:
