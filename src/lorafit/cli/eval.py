@@ -49,7 +49,9 @@ def _classification(run: "Run", files: list[str], out: Output) -> dict[str, Any]
 
     recipe = run.recipe
     model, tokenizer, labels = run.load_classifier()
-    prepared = held_out_classes(recipe, tokenizer, labels, model.config.problem_type, files)
+    prepared = held_out_classes(
+        recipe, tokenizer, labels, model.config.problem_type or "single_label_classification", files
+    )
     _check_rows(run, files, prepared.train)
     history = [] if files else run.metrics()
     evaluation = evaluate_classification(model, prepared, recipe, out, history=history)

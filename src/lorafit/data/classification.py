@@ -226,8 +226,8 @@ def _checked_names(
     if not rows:
         raise DataError("no training row can be used: each needs a text and a label")
     names = class_names([row.label for row in rows], labels)
-    if len(names) < 2 and all(isinstance(row.label, str) for row in rows):
-        raise DataError(f"every row has the label {names[0]!r}; a classification needs at least two classes")
+    if len(set(names)) < 2 and all(isinstance(row.label, str) for row in rows):
+        raise DataError(f"every row has the label {rows[0].label!r}; a classification needs at least two classes")
     if not names:
         raise DataError("no row has a class; a classification with several classes a row needs at least one")
     strange = [(row, name) for row in (*rows, *others) for name in names_in(row.label) if name not in names]

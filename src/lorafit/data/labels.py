@@ -61,7 +61,7 @@ def label_text(label: Label) -> str:
     """A label for a person."""
     if isinstance(label, str):
         return label
-    return f"{label:.4g}" if isinstance(label, float) else ", ".join(label) or "(none)"
+    return (", ".join(label) or "(none)") if isinstance(label, tuple) else f"{label:.4g}"
 
 
 def class_names(found: Sequence[Label], known: Sequence[str] | None) -> tuple[str, ...]:

@@ -260,8 +260,8 @@ def _tag_names(rows: Sequence[TagRow], others: Sequence[TagRow], labels: Sequenc
     if not rows:
         raise DataError("no training row can be used: each needs words and their tags")
     names = tuple(labels) if labels is not None else tuple(sorted({*chain(*(row.tags for row in rows))}, key=_order))
-    if len(names) < 2:
-        raise DataError(f"every word has the tag {names[0]!r}; at least two are needed")
+    if len(set(names)) < 2:
+        raise DataError(f"every word has the tag {rows[0].tags[0]!r}; at least two are needed")
     strange = [(row, tag) for row in (*rows, *others) for tag in row.tags if tag not in set(names)]
     if strange:
         shown = ", ".join(sorted({repr(tag) for _, tag in strange})[:5])

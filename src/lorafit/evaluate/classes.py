@@ -129,7 +129,7 @@ def class_logits(
     """
     loss = ClassificationLoss(model)
     documents = [loss.document(rows[index]) for index in range(len(rows))]
-    logits = np.zeros((len(documents), model.config.num_labels))
+    logits = np.zeros((len(documents), model.config.num_labels or 1))
     with evaluating(model):
         for batch in batches_by_length(documents):
             logits[batch] = loss.logits(pad([documents[index] for index in batch]).to(model.device)).cpu().numpy()

@@ -11,7 +11,7 @@ import numpy as np
 from torch.nn import functional as F
 from transformers import PreTrainedModel
 
-from lorafit.data import PreparedTags
+from lorafit.data import PreparedTags, TagRow
 from lorafit.errors import ModelError
 from lorafit.evaluate.classes import ClassEvaluation, batches_by_length
 from lorafit.evaluate.results import Results
@@ -68,14 +68,18 @@ def evaluate_tags(
     beside = (entity_scores if marked else word_scores)(truth, always, tuned)
     measured = beside.measured(samples=settings.bootstrap_samples, seed=seed)
     trivial = f"always answering {commonest!r}"
+
+    def shown(row: TagRow, tags: Sequence[str]) -> str:
+        return bracketed(row.words, tags, as_entities=marked)
+
     return ClassEvaluation(
         results=results,
         rows=len(rows),
         trivial=trivial,
         beside=measured,
         samples=[
-            Sample(" ".join(row.words), *(bracketed(row.words, tags, as_entities=marked) for tags in answers))
-            for row, *answers in zip(rows, truth, base, tuned, strict=True)
+            Sample(" ".join(row.words), shown(row, row.tags), shown(row, before), shown(row, after))
+            for row, before, after in zip(rows, base, tuned, strict=True)
         ],
         verdict=class_verdict(main, results.metrics[main], measured, trivial, len(rows), history),
     )
