@@ -116,8 +116,10 @@ def _recipe_to_resume(run: Path | None, output_dir: Path | None) -> "Recipe":
 
 
 def _evaluate(trained: "Trained", out: Output) -> dict[str, Any]:
+    from lorafit.cli.also import measure_also
     from lorafit.cli.show import show_class_evaluation, show_evaluation, show_next
     from lorafit.data import Prepared
+    from lorafit.evaluate import forget_suite, write_also
 
     run, model, prepared = trained.run, trained.model, trained.prepared
     recipe, history, writes_text = run.recipe, run.metrics(), isinstance(prepared, Prepared)
@@ -129,9 +131,12 @@ def _evaluate(trained: "Trained", out: Output) -> dict[str, Any]:
         evaluation = evaluate_classification(model, prepared, recipe, out, history=history)
         evaluation.write(run.directory)
         show_class_evaluation(out.console, evaluation, recipe.evaluate.samples)
+    also, shown = measure_also(run, model, trained.others, evaluation.results, out)
+    write_also(run.directory, also)
+    forget_suite(run.directory)
     report = draw_report(run, out)
     show_next(out.console, run.directory, writes_text=writes_text, report=report)
-    return {**evaluation.to_dict(), "report": None if report is None else str(report)}
+    return {**evaluation.to_dict(), **shown, "report": None if report is None else str(report)}
 
 
 def evaluate_classification(

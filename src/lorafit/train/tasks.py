@@ -13,7 +13,7 @@ from lorafit.errors import ConfigError, MissingExtraError, ModelError
 from lorafit.lora import LoraConfig, attach
 from lorafit.models import ResolvedModel, load_classifier, load_model, original_weights, pick_device
 from lorafit.recipe import Recipe
-from lorafit.run import LABELS_FILE
+from lorafit.run import LABELS_FILE, TEMPLATE_FILE
 from lorafit.train.classification import ClassificationLoss
 from lorafit.train.loss import DocumentLoss, LabelLoss
 from lorafit.train.rows import prepare_classes, prepare_rows
@@ -80,7 +80,7 @@ class TextGeneration:
 
     def beside_adapter(self, rows: Prepared) -> dict[str, str]:
         """The chat template."""
-        return {"chat_template.jinja": rows.template.source}
+        return {TEMPLATE_FILE: rows.template.source}
 
 
 class Classification:
