@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from lorafit.recipe.settings import ModelSettings
 
 LABELS_FILE = "labels.json"  # beside an adapter: config.json's `id2label`, `label2id` and `problem_type`
+TEMPLATE_FILE = "chat_template.jinja"  # beside the adapter of a model that generates text
 LOCK_FILE = ".lock"
 STATES = ("running", "interrupted", "finished", "failed")
 REPORTED_VERSIONS = ("lorafit", "torch", "transformers", "accelerate", "datasets", "safetensors")
@@ -55,7 +56,9 @@ class Run:
     `recipe.yaml` holds the settings, `run.json` state, versions and figures, `metrics.jsonl` an object a logged step,
     `adapter/` the best adapter so far in PEFT's format with its chat template or class names, `checkpoints/` what
     `--resume` needs, `updates.json` how large the learned update of each layer is. An evaluation adds `eval.json` (base
-    against tuned), `eval_rows.json` (what each row adds to each metric) and `samples.jsonl` (answers side by side).
+    against tuned), `eval_rows.json` (what each row adds to each metric) and `samples.jsonl` (answers side by side);
+    where they were asked for, `eval_also.json` (the same on rows of other domains) and `eval_suite.json` (lm-eval's
+    tasks).
 
     Attributes:
         directory: its path.
@@ -216,6 +219,16 @@ class Run:
         return self._read("eval_rows.json")
 
     @property
+    def also(self) -> dict[str, Any]:
+        """`eval_also.json`: `{"file name": {"file", "rows", "metrics": as in eval.json}}`; empty without it."""
+        return self._read("eval_also.json")
+
+    @property
+    def suite(self) -> dict[str, Any]:
+        """`eval_suite.json`: `{"lm_eval": version, "tasks": {"task": {"metric": ...}}}`; empty without it."""
+        return self._read("eval_suite.json")
+
+    @property
     def updates(self) -> dict[str, Any]:
         """`updates.json`: `{"layers": [{"module", "update_norm", "weight_norm"}]}`, Frobenius; empty without it."""
         return self._read("updates.json")
@@ -253,11 +266,17 @@ class Run:
         return (self.adapter / "adapter_model.safetensors").is_file()
 
     def load_model(
-        self, *, merge: bool = False, as_trained: bool = True, dtype: "torch.dtype | None" = None
+        self,
+        *,
+        adapter: Path | None = None,
+        merge: bool = False,
+        as_trained: bool = True,
+        dtype: "torch.dtype | None" = None,
     ) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase, Template]":
         """Load the base model with the run's adapter, its tokenizer and the template it was trained with.
 
         Args:
+            adapter: folder of another adapter, in place of the run's best.
             merge: add the adapter to the base weights (faster to run, cannot be taken off again); where they are
                 quantized it stays apart, as merging would round them again.
             as_trained: False loads the base weights whole where training held them quantized.
@@ -276,16 +295,21 @@ class Run:
 
         loading = settings.loading if as_trained else {**settings.loading, "quantize": "none"}
         model = load_model(resolved, **(loading if dtype is None else {**loading, "dtype": dtype}))
-        load_adapter(model, self.adapter)
-        source = (self.adapter / "chat_template.jinja").read_text(encoding="utf-8")
+        load_adapter(model, adapter or self.adapter)
+        source = (self.adapter / TEMPLATE_FILE).read_text(encoding="utf-8")
         if merge and not getattr(model, "is_quantized", False):  # set by transformers where it has loaded it so
             merge_and_unload(model)  # in place
         return model.eval(), tokenizer, Template(tokenizer, source)
 
-    def load_classifier(self) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase, tuple[str, ...]]":
+    def load_classifier(
+        self, *, adapter: Path | None = None
+    ) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase, tuple[str, ...]]":
         """Load the base model of a classifier of texts or tokens with the run's adapter and head.
 
         Without its adapter the model has the head that training started from.
+
+        Args:
+            adapter: folder of another adapter with a head for the same classes, in place of the run's best.
 
         Returns:
             The model in evaluation mode, its tokenizer, the names of the classes by their ids.
@@ -305,7 +329,7 @@ class Run:
         per_token = self.recipe.task == TOKEN_CLASSIFICATION
         kind = TOKEN_CLASSIFICATION if per_token else saved.get("problem_type", "single_label_classification")
         model, _ = load_classifier(resolved, labels, kind, **settings.loading)
-        load_adapter(model, self.adapter)
+        load_adapter(model, adapter or self.adapter)
         return model.eval(), tokenizer, labels
 
     def find_base(self) -> "ResolvedModel":

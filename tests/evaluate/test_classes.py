@@ -6,8 +6,7 @@ from tiny_classifiers import class_rows, tiny_classifier
 from torch.nn import functional as F
 
 from lorafit.data import ClassRow, ClassSummary, PreparedClasses
-from lorafit.evaluate import evaluate_classes
-from lorafit.evaluate.classes import class_logits
+from lorafit.evaluate.classes import class_logits, evaluate_classes
 from lorafit.evaluate.verdict import class_verdict
 from lorafit.lora import LoraConfig, attach, disabled
 from lorafit.metrics import Scores

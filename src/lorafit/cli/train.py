@@ -119,8 +119,10 @@ def _recipe_to_resume(run: Path | None, output_dir: Path | None) -> "Recipe":
 
 
 def _evaluate(trained: "Trained", out: Output) -> dict[str, Any]:
+    from lorafit.cli.also import measure_also
     from lorafit.cli.show import show_class_evaluation, show_evaluation, show_next
-    from lorafit.data import Prepared, PreparedClasses
+    from lorafit.data import Prepared
+    from lorafit.evaluate import forget_suite, write_also
 
     run, model, prepared = trained.run, trained.model, trained.prepared
     recipe, history, writes_text = run.recipe, run.metrics(), isinstance(prepared, Prepared)
@@ -129,50 +131,30 @@ def _evaluate(trained: "Trained", out: Output) -> dict[str, Any]:
         evaluation.write(run.directory)
         show_evaluation(out.console, evaluation, recipe.evaluate)
     else:
-        classify = evaluate_classification if isinstance(prepared, PreparedClasses) else evaluate_tagger
-        evaluation = classify(model, prepared, recipe, out, history=history)  # type: ignore[arg-type]
+        evaluation = evaluate_classification(model, prepared, recipe, out, history=history)
         evaluation.write(run.directory)
         show_class_evaluation(out.console, evaluation, recipe.evaluate.samples)
+    also, shown = measure_also(run, model, trained.others, evaluation.results, out)
+    write_also(run.directory, also)
+    forget_suite(run.directory)
     report = draw_report(run, out)
     show_next(out.console, run.directory, writes_text=writes_text, report=report)
-    return {**evaluation.to_dict(), "report": None if report is None else str(report)}
+    return {**evaluation.to_dict(), **shown, "report": None if report is None else str(report)}
 
 
 def evaluate_classification(
     model: "PreTrainedModel",
-    prepared: "PreparedClasses",
+    prepared: "PreparedClasses | PreparedTags",
     recipe: "Recipe",
     out: Output,
     *,
     history: Iterable[Mapping[str, Any]] = (),
 ) -> "ClassEvaluation":
-    """Base against tuned classifier, with a progress bar."""
-    from lorafit.evaluate import evaluate_classes
+    """Base against tuned classifier of texts or words, with a progress bar."""
+    from lorafit.evaluate import evaluate_labelled
 
     with out.progress("Base against tuned", 2 * len(prepared.held_out_rows)) as on_rows:
-        return evaluate_classes(
-            model,
-            prepared,
-            settings=recipe.evaluate,
-            seed=recipe.train.seed,
-            history=history,
-            on_rows=on_rows,
-        )
-
-
-def evaluate_tagger(
-    model: "PreTrainedModel",
-    prepared: "PreparedTags",
-    recipe: "Recipe",
-    out: Output,
-    *,
-    history: Iterable[Mapping[str, Any]] = (),
-) -> "ClassEvaluation":
-    """Base against tuned tagger, with a progress bar."""
-    from lorafit.evaluate import evaluate_tags
-
-    with out.progress("Base against tuned", 2 * len(prepared.held_out_rows)) as on_rows:
-        return evaluate_tags(
+        return evaluate_labelled(
             model,
             prepared,
             settings=recipe.evaluate,

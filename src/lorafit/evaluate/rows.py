@@ -35,30 +35,18 @@ def held_out_classes(
     recipe: Recipe,
     tokenizer: PreTrainedTokenizerBase,
     labels: Sequence[str],
-    problem_type: ProblemType,
+    problem_type: ProblemType | None,
     files: Sequence[str] = (),
-) -> PreparedClasses:
+) -> PreparedClasses | PreparedTags:
     """The labelled rows that a classification held out (chosen again, from the same seed), or all rows of `files`.
 
     Args:
         recipe: the run's.
         tokenizer: its model's.
         labels: its class names, by id.
-        problem_type: what its labels are.
+        problem_type: what its labels are; of a classifier of tokens it says nothing.
         files: other rows, none of them trained on.
     """
+    if recipe.task == "token_classification":
+        return prepare_tags(recipe, tokenizer, labels=labels, files=files)
     return prepare_classes(recipe, tokenizer, labels=labels, problem_type=problem_type, files=files)
-
-
-def held_out_tags(
-    recipe: Recipe, tokenizer: PreTrainedTokenizerBase, labels: Sequence[str], files: Sequence[str] = ()
-) -> PreparedTags:
-    """The tagged rows that a token classification held out (chosen again, from the same seed), or all of `files`.
-
-    Args:
-        recipe: the run's.
-        tokenizer: its model's.
-        labels: its tags, by id.
-        files: other rows, none of them trained on.
-    """
-    return prepare_tags(recipe, tokenizer, labels=labels, files=files)

@@ -244,6 +244,11 @@ class EvaluateSettings(Settings):
         default=1, ge=1, description="Beams of the answers' search; 1 is greedy, above it is slower and often better."
     )
     max_new_tokens: int = Field(default=128, ge=1, description="Longest answer, in tokens.")
+    also: Places = Field(
+        default_factory=list,
+        description="Files with rows of other domains, measured beside the held-out ones (loss, perplexity and token "
+        "accuracy, or the classifier's figures), so that a gain here and a loss there show together.",
+    )
     bootstrap_samples: int = Field(
         default=1000, ge=100, description="Resamples of the rows for the 95 % interval of each difference."
     )

@@ -7,7 +7,7 @@ import time
 import traceback
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,6 +29,7 @@ from lorafit.train.fast import PLAIN, FastPath, choose_fast_path
 from lorafit.train.memory import peak_memory_bytes, release_memory
 from lorafit.train.plan import Plan
 from lorafit.train.planned import plan_run
+from lorafit.train.rows import OtherRows, prepare_others
 from lorafit.train.tasks import TASKS, check_optimizer
 from lorafit.train.trainer import LoraTrainer
 
@@ -49,6 +50,7 @@ class Trained:
         tokenizer: of the base model.
         prepared: the rows, held-out ones included.
         interrupted: whether a signal ended training before its end; `--resume` goes on.
+        others: rows of other domains to measure beside the held-out ones.
     """
 
     run: Run
@@ -56,6 +58,7 @@ class Trained:
     tokenizer: PreTrainedTokenizerBase
     prepared: Prepared | PreparedClasses | PreparedTags
     interrupted: bool
+    others: list[OtherRows] = field(default_factory=list)
 
     @property
     def template(self) -> Template:
@@ -106,6 +109,7 @@ def train(
     on_summary(prepared.summary)
     if isinstance(prepared, Prepared):
         check_references(metrics, (row.answer for row in prepared.held_out_rows if row.answer))
+    others = prepare_others(recipe, tokenizer, prepared, recipe.evaluate.also)
     rows = {"rows_sha256": fingerprint(prepared.train), "summary": prepared.summary.to_dict()}
     if run is not None and run.record["data"]["rows_sha256"] != rows["rows_sha256"]:
         raise RunError(
@@ -119,7 +123,8 @@ def train(
         run, recipe = _start(planned, resolved, rows, plan)
     try:
         with run.held():
-            return _Fit(run, recipe, resolved, tokenizer, prepared, progress, notice).run_all(resume)
+            trained = _Fit(run, recipe, resolved, tokenizer, prepared, progress, notice).run_all(resume)
+            return replace(trained, others=others)
     finally:
         progress.close()
 
@@ -338,8 +343,11 @@ def _start(recipe: Recipe, resolved: ResolvedModel, rows: dict[str, Any], plan: 
     lists = {"train_files": recipe.data.train_files, "validation_files": recipe.data.validation_files}
     data = recipe.data.model_copy(update={key: [_absolute(file) for file in files] for key, files in lists.items()})
     model = recipe.model.model_copy(update={"name": reference})
-    metrics = [_absolute_metric(name) for name in recipe.evaluate.metrics]
-    sections = {"data": data, "model": model, "evaluate": recipe.evaluate.model_copy(update={"metrics": metrics})}
+    evaluate = {
+        "metrics": [_absolute_metric(name) for name in recipe.evaluate.metrics],
+        "also": [_absolute(file) for file in recipe.evaluate.also],
+    }
+    sections = {"data": data, "model": model, "evaluate": recipe.evaluate.model_copy(update=evaluate)}
     recipe = recipe.model_copy(update={"output_dir": str(directory.resolve()), **sections})
     base = {"reference": reference, "revision": resolved.revision, "kind": resolved.kind}
     record = {"model": base, "data": rows, "seed": recipe.train.seed, "plan": None if plan is None else plan.to_dict()}

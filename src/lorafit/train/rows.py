@@ -1,6 +1,8 @@
 """A recipe's rows, read the same way for training and for evaluating: the held-out share must come out equal."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
 
 from transformers import PreTrainedTokenizerBase
 
@@ -106,3 +108,53 @@ def prepare_tags(
         seed=recipe.train.seed,
         max_length=data.max_length,
     )
+
+
+@dataclass(frozen=True)
+class OtherRows:
+    """Rows of another domain: none is trained on, they tell what the training did to the rest of the model.
+
+    Attributes:
+        name: of the file, with as much of its path as tells it from the others.
+        file: its path, or a data set id.
+        prepared: `held_out` and `held_out_rows` are all of its rows.
+    """
+
+    name: str
+    file: str
+    prepared: Prepared | PreparedClasses | PreparedTags
+
+
+def prepare_others(
+    recipe: Recipe,
+    tokenizer: PreTrainedTokenizerBase,
+    prepared: Prepared | PreparedClasses | PreparedTags,
+    files: Sequence[str],
+) -> list[OtherRows]:
+    """Each file's rows by themselves, in whatever format it has.
+
+    Args:
+        recipe: the settings.
+        tokenizer: of the base model.
+        prepared: the run's own rows: theirs is the chat template, or are the class names, or the tags.
+        files: `evaluate.also`.
+
+    Raises:
+        DataError: A file cannot be read, or has a class that the run does not have.
+    """
+    anew = recipe.model_copy(update={"data": recipe.data.model_copy(update={"format": None})})
+    names = [Path(file).name for file in files]
+    others = []
+    for name, file in zip(names, files, strict=True):
+        if isinstance(prepared, Prepared):
+            rows: Prepared | PreparedClasses | PreparedTags = prepare_rows(
+                anew, tokenizer, chat_template=prepared.template.source, files=[file]
+            )
+        elif isinstance(prepared, PreparedTags):
+            rows = prepare_tags(anew, tokenizer, labels=prepared.labels, files=[file])
+        else:
+            rows = prepare_classes(
+                anew, tokenizer, labels=prepared.labels, problem_type=prepared.problem_type, files=[file]
+            )
+        others.append(OtherRows(name if names.count(name) == 1 else file, file, rows))
+    return others

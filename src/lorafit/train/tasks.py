@@ -22,7 +22,7 @@ from lorafit.models import (
     pick_device,
 )
 from lorafit.recipe import Recipe
-from lorafit.run import LABELS_FILE
+from lorafit.run import LABELS_FILE, TEMPLATE_FILE
 from lorafit.train.classification import ClassificationLoss
 from lorafit.train.loss import DocumentLoss, LabelLoss
 from lorafit.train.rows import prepare_classes, prepare_rows, prepare_tags
@@ -90,7 +90,7 @@ class TextGeneration:
 
     def beside_adapter(self, rows: Prepared) -> dict[str, str]:
         """The chat template."""
-        return {"chat_template.jinja": rows.template.source}
+        return {TEMPLATE_FILE: rows.template.source}
 
 
 class Classification:
