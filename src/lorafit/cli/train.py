@@ -25,7 +25,14 @@ from lorafit.errors import ConfigError
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-    from lorafit.data import ClassSummary, Prepared, PreparedClasses, Template
+    from lorafit.data import (
+        ClassSummary,
+        Prepared,
+        PreparedClasses,
+        PreparedSeq2Seq,
+        Seq2SeqTemplate,
+        Template,
+    )
     from lorafit.evaluate import ClassEvaluation, Evaluation
     from lorafit.recipe import Recipe
     from lorafit.run import Run
@@ -86,11 +93,14 @@ def run_training(recipe: "Recipe", out: Output, *, resume: bool = False, force: 
     from lorafit.collection import collection_paused
 
     with collection_paused():  # most of the time to the first step is importing
-        from lorafit.data import Summary, render, render_classes
+        from lorafit.data import Seq2SeqSummary, Summary, render, render_classes, render_seq2seq
         from lorafit.train import train as fit
 
     def show(summary: "Summary | ClassSummary") -> None:
-        out.console.print(render(summary) if isinstance(summary, Summary) else render_classes(summary))
+        if isinstance(summary, Seq2SeqSummary):
+            out.console.print(render_seq2seq(summary))
+        else:
+            out.console.print(render(summary) if isinstance(summary, Summary) else render_classes(summary))
 
     for note in recipe.recipe_notes:
         out.console.print(note, style="dim", markup=False)
@@ -117,11 +127,11 @@ def _recipe_to_resume(run: Path | None, output_dir: Path | None) -> "Recipe":
 
 def _evaluate(trained: "Trained", out: Output) -> dict[str, Any]:
     from lorafit.cli.show import show_class_evaluation, show_evaluation, show_next
-    from lorafit.data import Prepared
+    from lorafit.data import Prepared, PreparedSeq2Seq
 
     run, model, prepared = trained.run, trained.model, trained.prepared
-    recipe, history, writes_text = run.recipe, run.metrics(), isinstance(prepared, Prepared)
-    if isinstance(prepared, Prepared):
+    recipe, history, writes_text = run.recipe, run.metrics(), isinstance(prepared, Prepared | PreparedSeq2Seq)
+    if isinstance(prepared, Prepared | PreparedSeq2Seq):
         evaluation = evaluate_text(run, model, trained.tokenizer, trained.template, prepared, out, history=history)
         evaluation.write(run.directory)
         show_evaluation(out.console, evaluation, recipe.evaluate)
@@ -130,7 +140,8 @@ def _evaluate(trained: "Trained", out: Output) -> dict[str, Any]:
         evaluation.write(run.directory)
         show_class_evaluation(out.console, evaluation, recipe.evaluate.samples)
     report = draw_report(run, out)
-    show_next(out.console, run.directory, writes_text=writes_text, report=report)
+    chats = isinstance(prepared, Prepared)
+    show_next(out.console, run.directory, writes_text=writes_text, chats=chats, report=report)
     return {**evaluation.to_dict(), "report": None if report is None else str(report)}
 
 
@@ -163,8 +174,8 @@ def evaluate_text(
     run: "Run",
     model: "PreTrainedModel",
     tokenizer: "PreTrainedTokenizerBase",
-    template: "Template",
-    prepared: "Prepared",
+    template: "Template | Seq2SeqTemplate",
+    prepared: "Prepared | PreparedSeq2Seq",
     out: Output,
     *,
     history: Iterable[Mapping[str, Any]] = (),

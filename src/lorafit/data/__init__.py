@@ -1,7 +1,7 @@
 """Data: from files of examples to token ids and labels.
 
-`prepare` does it all, for labelled texts `prepare_classification`; `Template` alone serves prompts at inference;
-`render` and `render_classes` show the summaries.
+`prepare` does it all, for labelled texts `prepare_classification`, for sources and targets `prepare_seq2seq`;
+`Template` and `Seq2SeqTemplate` alone serve prompts at inference; `render` and its kin show the summaries.
 """
 
 from lorafit.data.class_summary import ClassSummary, render_classes
@@ -10,6 +10,9 @@ from lorafit.data.formats import formats, normalize
 from lorafit.data.prepare import Prepared, prepare
 from lorafit.data.read import read
 from lorafit.data.rows import Message, Record, Row
+from lorafit.data.seq2seq import PreparedSeq2Seq, prepare_seq2seq
+from lorafit.data.seq2seq_summary import Seq2SeqSummary, render_seq2seq
+from lorafit.data.seq2seq_template import Seq2SeqTemplate
 from lorafit.data.show import render
 from lorafit.data.summary import Summary
 from lorafit.data.template import Encoded, Template
@@ -21,15 +24,20 @@ __all__ = [
     "Message",
     "Prepared",
     "PreparedClasses",
+    "PreparedSeq2Seq",
     "Record",
     "Row",
+    "Seq2SeqSummary",
+    "Seq2SeqTemplate",
     "Summary",
     "Template",
     "formats",
     "normalize",
     "prepare",
     "prepare_classification",
+    "prepare_seq2seq",
     "read",
     "render",
     "render_classes",
+    "render_seq2seq",
 ]

@@ -87,7 +87,8 @@ class DataSettings(Settings):
     )
     format: str | None = Field(
         default=None,
-        description="Format of the rows (chat, sharegpt, alpaca, completion, text); null recognizes it by their keys.",
+        description="Format of the rows (chat, sharegpt, alpaca, completion, text); null recognizes it by their keys. "
+        "seq2seq: not text.",
     )
     text_column: Annotated[list[str], BeforeValidator(one_or_list)] = Field(
         default_factory=list,
@@ -99,10 +100,37 @@ class DataSettings(Settings):
         default=None,
         description="classification: the column of the class; null finds it by usual names (label, category, ...).",
     )
+    source_column: str | None = Field(
+        default=None,
+        description="seq2seq: the column of what the encoder reads; null finds it by usual names (source, document, "
+        "text, dialogue, ...). Of translations {en: ..., de: ...} it is the language, such as en.",
+    )
+    target_column: str | None = Field(
+        default=None,
+        description="seq2seq: the column of what the decoder writes (target, summary, ...), or its language.",
+    )
+    source_prefix: str = Field(
+        default="",
+        description='seq2seq: written before each source, such as "summarize: " or "translate English to German: ", '
+        "as T5 was trained with.",
+    )
+    source_lang: str | None = Field(
+        default=None,
+        description="seq2seq: the sources' language, as a multilingual tokenizer (mBART, NLLB, M2M100) calls it: "
+        "en_XX, eng_Latn, en.",
+    )
+    target_lang: str | None = Field(
+        default=None, description="seq2seq: the targets' language, as a multilingual tokenizer calls it."
+    )
     max_length: int = Field(
         default=2048,
         ge=16,
-        description="Longest row, in tokens; a longer one loses the start of its prompt, and is counted.",
+        description="Longest row, in tokens; a longer one loses the start of its prompt, and is counted. seq2seq: "
+        "longest source; a longer one loses its end.",
+    )
+    max_target_length: Annotated[int, Field(ge=4)] | None = Field(
+        default=None,
+        description="seq2seq: longest target, in tokens; a longer one loses its end, and is counted. null: max_length.",
     )
     train_on: Literal["responses", "all"] = Field(
         default="responses",
@@ -179,10 +207,10 @@ class LoraSettings(Settings):
         "normal; loftq: B A starts at what model.quantize took from the weights (arXiv 2310.08659); false: both "
         "random, for tests.",
     )
-    task_type: Literal["CAUSAL_LM", "SEQ_CLS"] | None = Field(
+    task_type: Literal["CAUSAL_LM", "SEQ_CLS", "SEQ_2_SEQ_LM"] | None = Field(
         default=None,
         description="Written into adapter_config.json for the programs that load the adapter; null follows the task: "
-        "CAUSAL_LM, or SEQ_CLS, which trains and saves the classifier's head.",
+        "CAUSAL_LM, SEQ_2_SEQ_LM, or SEQ_CLS, which trains and saves the classifier's head.",
     )
 
     @field_validator("target_modules", "exclude_modules")
@@ -256,28 +284,36 @@ class EvaluateSettings(Settings):
         return value
 
 
-TASK_TYPES = {"sft": "CAUSAL_LM", "classification": "SEQ_CLS"}
+TASK_TYPES = {"sft": "CAUSAL_LM", "classification": "SEQ_CLS", "seq2seq": "SEQ_2_SEQ_LM"}
 """PEFT's names of the tasks."""
-_OF_ONE_TASK = {
-    "data.format": "sft",
-    "data.train_on": "sft",
-    "data.chat_template": "sft",
-    "data.text_column": "classification",
-    "data.label_column": "classification",
-    "evaluate.metrics": "sft",
-    "evaluate.generated_rows": "sft",
-    "evaluate.max_new_tokens": "sft",
-    "evaluate.num_beams": "sft",
-}
+_TEXT = ("sft", "seq2seq")  # write answers
+_OF_TASKS: dict[str, tuple[str, ...]] = {
+    "data.format": _TEXT,
+    "data.train_on": ("sft",),
+    "data.chat_template": ("sft",),
+    "data.text_column": ("classification",),
+    "data.label_column": ("classification",),
+    **{
+        f"data.{name}": ("seq2seq",)
+        for name in (
+            "source_column", "target_column", "source_prefix", "source_lang", "target_lang", "max_target_length",
+        )
+    },
+    "evaluate.metrics": _TEXT,
+    "evaluate.generated_rows": _TEXT,
+    "evaluate.max_new_tokens": _TEXT,
+    "evaluate.num_beams": _TEXT,
+}  # fmt: skip
 
 
 class Recipe(Settings):
     """Everything a run needs; `recipe.yaml` in its directory is this, resolved."""
 
-    task: Literal["sft", "classification"] = Field(
+    task: Literal["sft", "classification", "seq2seq"] = Field(
         default="sft",
         description="What to learn; sft is supervised fine-tuning on rows with answers, classification gives a text or "
-        "a pair of texts one of several classes.",
+        "a pair of texts one of several classes, seq2seq teaches an encoder-decoder (T5, BART) to write a target for a "
+        "source.",
     )
     output_dir: Place | None = Field(
         default=None, min_length=1, description="The run's directory; null makes a new one under runs/."
@@ -293,12 +329,15 @@ class Recipe(Settings):
     @model_validator(mode="after")
     def _fits_the_task(self) -> Recipe:
         problems = []
-        for path, task in _OF_ONE_TASK.items():
+        for path, tasks in _OF_TASKS.items():
             section, name = path.split(".")
             settings = getattr(self, section)
             value = getattr(settings, name)
-            if task != self.task and value != type(settings).model_fields[name].get_default(call_default_factory=True):
-                problems.append(f"{path} = {value!r} is for task {task}, not for {self.task}: leave it out")
+            default = type(settings).model_fields[name].get_default(call_default_factory=True)
+            if self.task not in tasks and value != default:
+                problems.append(
+                    f"{path} = {value!r} is for task {' or '.join(tasks)}, not for {self.task}: leave it out"
+                )
         if self.lora.task_type not in (None, TASK_TYPES[self.task]):
             problems.append(f"lora.task_type is {TASK_TYPES[self.task]} for task {self.task}: leave it out")
         if self.lora.init_lora_weights == "loftq" and self.model.quantize in ("none", "auto"):

@@ -4,7 +4,15 @@ from collections.abc import Sequence
 
 from transformers import PreTrainedTokenizerBase
 
-from lorafit.data import Prepared, PreparedClasses, prepare, prepare_classification
+from lorafit.data import (
+    Prepared,
+    PreparedClasses,
+    PreparedSeq2Seq,
+    Seq2SeqTemplate,
+    prepare,
+    prepare_classification,
+    prepare_seq2seq,
+)
 from lorafit.recipe import Recipe
 
 
@@ -64,4 +72,38 @@ def prepare_classes(
         validation_share=data.validation_share,
         seed=recipe.train.seed,
         max_length=data.max_length,
+    )
+
+
+def prepare_pairs(recipe: Recipe, tokenizer: PreTrainedTokenizerBase, *, files: Sequence[str] = ()) -> PreparedSeq2Seq:
+    """What `prepare_seq2seq` gives for the recipe's `data` section.
+
+    Args:
+        recipe: the settings.
+        tokenizer: of the base model.
+        files: other rows, all of them held out.
+    """
+    data = recipe.data
+    return prepare_seq2seq(
+        files or data.train_files,
+        seq2seq_template(recipe, tokenizer),
+        source_column=data.source_column,
+        target_column=data.target_column,
+        format=data.format,
+        validation_files=files or data.validation_files,
+        validation_share=data.validation_share,
+        seed=recipe.train.seed,
+    )
+
+
+def seq2seq_template(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> Seq2SeqTemplate:
+    """What turns the recipe's sources and targets into tokens."""
+    data = recipe.data
+    return Seq2SeqTemplate(
+        tokenizer,
+        prefix=data.source_prefix,
+        max_length=data.max_length,
+        max_target_length=data.max_target_length,
+        source_lang=data.source_lang,
+        target_lang=data.target_lang,
     )
