@@ -40,10 +40,12 @@ STARTS = {"t5": PAD, "t5-v1.1": PAD, "mt5": PAD, "bart": EOS, "mbart": None, "pe
           "m2m_100": EOS}  # fmt: skip
 
 
-def tiny_seq2seq(kind: str, seed: int = 0, *, settled: bool = True) -> PreTrainedModel:
+def tiny_seq2seq(kind: str, seed: int = 0, *, settled: bool = True, **settings) -> PreTrainedModel:
     """A random model in float32 whose logits differ by their bias, where it has one; equal seeds give equal weights."""
+    config = CONFIGS[kind]()
+    config.update(settings)
     torch.manual_seed(seed)
-    model = AutoModelForSeq2SeqLM.from_config(CONFIGS[kind]())
+    model = AutoModelForSeq2SeqLM.from_config(config)
     biases = dict(model.named_buffers())
     if "final_logits_bias" in biases:  # zero where nothing was trained
         biases["final_logits_bias"].normal_(std=0.5)
