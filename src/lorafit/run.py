@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-    from lorafit.data import Template
+    from lorafit.data import Seq2SeqTemplate, Template
     from lorafit.models import ResolvedModel
     from lorafit.recipe import Recipe
     from lorafit.recipe.settings import ModelSettings
@@ -272,7 +272,7 @@ class Run:
         merge: bool = False,
         as_trained: bool = True,
         dtype: "torch.dtype | None" = None,
-    ) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase, Template]":
+    ) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase, Template | Seq2SeqTemplate]":
         """Load the base model with the run's adapter, its tokenizer and the template it was trained with.
 
         Args:
@@ -288,18 +288,30 @@ class Run:
         Raises:
             RunError: The run has saved no adapter yet, or it is a classifier.
         """
-        resolved, tokenizer, settings = self._base("sft")
-        from lorafit.data import Template
+        resolved, tokenizer, settings = self._base("sft", "seq2seq")
+        from lorafit.data import Seq2SeqTemplate
         from lorafit.lora import load_adapter, merge_and_unload
-        from lorafit.models import load_model
+        from lorafit.models import load_model, settle_decoder_start
 
+        template = self._template(tokenizer)
         loading = settings.loading if as_trained else {**settings.loading, "quantize": "none"}
-        model = load_model(resolved, **(loading if dtype is None else {**loading, "dtype": dtype}))
+        loading |= {} if dtype is None else {"dtype": dtype}
+        model = load_model(resolved, seq2seq=self.recipe.task == "seq2seq", **loading)
+        if isinstance(template, Seq2SeqTemplate):
+            settle_decoder_start(model, template.target_start, template.target_end)
         load_adapter(model, adapter or self.adapter)
-        source = (self.adapter / TEMPLATE_FILE).read_text(encoding="utf-8")
         if merge and not getattr(model, "is_quantized", False):  # set by transformers where it has loaded it so
             merge_and_unload(model)  # in place
-        return model.eval(), tokenizer, Template(tokenizer, source)
+        return model.eval(), tokenizer, template
+
+    def _template(self, tokenizer: "PreTrainedTokenizerBase") -> "Template | Seq2SeqTemplate":
+        """What the run turns messages into prompts with."""
+        from lorafit.data import Template
+        from lorafit.train.rows import seq2seq_template
+
+        if self.recipe.task == "seq2seq":
+            return seq2seq_template(self.recipe, tokenizer)
+        return Template(tokenizer, (self.adapter / TEMPLATE_FILE).read_text(encoding="utf-8"))
 
     def load_classifier(
         self, *, adapter: Path | None = None

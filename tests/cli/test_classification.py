@@ -196,9 +196,9 @@ def test_fast_off_trains_the_plain_padded_model_alike(base: Path, rows: Path, tm
 
 
 def test_settings_of_the_other_task_are_refused():
-    with pytest.raises(ValueError, match=r"data.format = 'chat' is for task sft, not for classification"):
+    with pytest.raises(ValueError, match=r"data.format = 'chat' is for task sft or seq2seq, not for classification"):
         load_recipe(model="m", data="d", sets=["task=classification", "data.format=chat"])
-    with pytest.raises(ValueError, match=r"data.label_column = 'x' is for task classification"):
+    with pytest.raises(ValueError, match=r"data.label_column = 'x' is for task classification or token_classification"):
         load_recipe(model="m", data="d", sets=["data.label_column=x"])
     with pytest.raises(ValueError, match=r"lora.task_type is SEQ_CLS for task classification"):
         load_recipe(model="m", data="d", sets=["task=classification", "lora.task_type=CAUSAL_LM"])

@@ -10,11 +10,32 @@ from lorafit.cli.output import printable
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from lorafit.data import ClassSummary, Summary, TagSummary
     from lorafit.evaluate import ClassEvaluation, Evaluation, Sample, Verdict
     from lorafit.metrics import Measured
     from lorafit.recipe import EvaluateSettings
 
 PROMPT_CHARACTERS = 400  # of a sample's prompt: its end is nearest to the answer
+
+
+def show_rows(console: "Console", summary: "Summary | ClassSummary | TagSummary") -> None:
+    """What is known of the rows before training."""
+    from lorafit.data import (
+        ClassSummary,
+        Seq2SeqSummary,
+        TagSummary,
+        render,
+        render_classes,
+        render_seq2seq,
+        render_tags,
+    )
+
+    if isinstance(summary, ClassSummary):
+        console.print(render_classes(summary))
+    elif isinstance(summary, TagSummary):
+        console.print(render_tags(summary))
+    else:
+        console.print(render_seq2seq(summary) if isinstance(summary, Seq2SeqSummary) else render(summary))
 
 
 def show_metrics(console: "Console", metrics: "Mapping[str, Measured]", rows: str) -> None:
@@ -102,7 +123,13 @@ def show_verdict(console: "Console", verdict: "Verdict") -> None:
 
 
 def show_next(
-    console: "Console", run: Path, data: Path | None = None, *, writes_text: bool = True, report: Path | None = None
+    console: "Console",
+    run: Path,
+    data: Path | None = None,
+    *,
+    writes_text: bool = True,
+    chats: bool = True,
+    report: Path | None = None,
 ) -> None:
     """The commands that go on from here, and the report to open."""
     where = shlex.quote(str(run))
@@ -111,7 +138,7 @@ def show_next(
     commands = [f"lorafit eval {where}{rows}" if writes_text else f"lorafit eval {where} --data OTHER_ROWS"]
     if writes_text:
         commands = [
-            f"lorafit chat {where}",
+            *([f"lorafit chat {where}"] if chats else []),
             f"lorafit generate {where} --prompt '...'",
             *commands,
             f"lorafit export {where} --to merged --output-dir {where}-merged",

@@ -9,13 +9,18 @@ from transformers import PreTrainedTokenizerBase
 from lorafit.data import (
     Prepared,
     PreparedClasses,
+    PreparedSeq2Seq,
     PreparedTags,
     ProblemType,
+    Seq2SeqTemplate,
     prepare,
     prepare_classification,
+    prepare_seq2seq,
     prepare_token_classification,
 )
 from lorafit.recipe import Recipe
+
+AnyPrepared = Prepared | PreparedSeq2Seq | PreparedClasses | PreparedTags
 
 
 def prepare_rows(
@@ -110,6 +115,40 @@ def prepare_tags(
     )
 
 
+def prepare_pairs(recipe: Recipe, tokenizer: PreTrainedTokenizerBase, *, files: Sequence[str] = ()) -> PreparedSeq2Seq:
+    """What `prepare_seq2seq` gives for the recipe's `data` section.
+
+    Args:
+        recipe: the settings.
+        tokenizer: of the base model.
+        files: other rows, all of them held out.
+    """
+    data = recipe.data
+    return prepare_seq2seq(
+        files or data.train_files,
+        seq2seq_template(recipe, tokenizer),
+        source_column=data.source_column,
+        target_column=data.target_column,
+        format=data.format,
+        validation_files=files or data.validation_files,
+        validation_share=data.validation_share,
+        seed=recipe.train.seed,
+    )
+
+
+def seq2seq_template(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> Seq2SeqTemplate:
+    """What turns the recipe's sources and targets into tokens."""
+    data = recipe.data
+    return Seq2SeqTemplate(
+        tokenizer,
+        prefix=data.source_prefix,
+        max_length=data.max_length,
+        max_target_length=data.max_target_length,
+        source_lang=data.source_lang,
+        target_lang=data.target_lang,
+    )
+
+
 @dataclass(frozen=True)
 class OtherRows:
     """Rows of another domain: none is trained on, they tell what the training did to the rest of the model.
@@ -122,14 +161,11 @@ class OtherRows:
 
     name: str
     file: str
-    prepared: Prepared | PreparedClasses | PreparedTags
+    prepared: AnyPrepared
 
 
 def prepare_others(
-    recipe: Recipe,
-    tokenizer: PreTrainedTokenizerBase,
-    prepared: Prepared | PreparedClasses | PreparedTags,
-    files: Sequence[str],
+    recipe: Recipe, tokenizer: PreTrainedTokenizerBase, prepared: AnyPrepared, files: Sequence[str]
 ) -> list[OtherRows]:
     """Each file's rows by themselves, in whatever format it has.
 
@@ -144,17 +180,18 @@ def prepare_others(
     """
     anew = recipe.model_copy(update={"data": recipe.data.model_copy(update={"format": None})})
     names = [Path(file).name for file in files]
-    others = []
-    for name, file in zip(names, files, strict=True):
+
+    def rows_of(file: str) -> AnyPrepared:
         if isinstance(prepared, Prepared):
-            rows: Prepared | PreparedClasses | PreparedTags = prepare_rows(
-                anew, tokenizer, chat_template=prepared.template.source, files=[file]
-            )
-        elif isinstance(prepared, PreparedTags):
-            rows = prepare_tags(anew, tokenizer, labels=prepared.labels, files=[file])
-        else:
-            rows = prepare_classes(
-                anew, tokenizer, labels=prepared.labels, problem_type=prepared.problem_type, files=[file]
-            )
-        others.append(OtherRows(name if names.count(name) == 1 else file, file, rows))
-    return others
+            return prepare_rows(anew, tokenizer, chat_template=prepared.template.source, files=[file])
+        if isinstance(prepared, PreparedSeq2Seq):
+            return prepare_pairs(anew, tokenizer, files=[file])
+        if isinstance(prepared, PreparedTags):
+            return prepare_tags(anew, tokenizer, labels=prepared.labels, files=[file])
+        kind = prepared.problem_type
+        return prepare_classes(anew, tokenizer, labels=prepared.labels, problem_type=kind, files=[file])
+
+    return [
+        OtherRows(name if names.count(name) == 1 else file, file, rows_of(file))
+        for name, file in zip(names, files, strict=True)
+    ]
