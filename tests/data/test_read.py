@@ -35,7 +35,8 @@ def test_every_kind_of_file_gives_the_same_rows(files, name):
 def test_places_are_lines_or_rows(files):
     assert [r.where for r in read([str(files / "a.jsonl")])] == [f"{files}/a.jsonl:1", f"{files}/a.jsonl:3"]
     assert [r.where for r in read([str(files / "a.csv")])] == [f"{files}/a.csv:2", f"{files}/a.csv:4"]
-    assert [r.where for r in read([str(files / "a.json")])][1] == f"{files}/a.json row 2"
+    assert [r.where for r in read([str(files / "a.json")])][1] == f"{files}/a.json row 2 (line 6)"
+    assert [r.where for r in read([str(files / "a.parquet")])][1] == f"{files}/a.parquet row 2"
 
 
 def test_text_is_paragraphs_or_else_lines(tmp_path):
@@ -70,7 +71,15 @@ def test_missing_files_name_close_ones(tmp_path):
     [
         ("a.json", '[{"a": 1},\n {"a": }]', r"a.json:2: not JSON"),
         ("a.json", '{"data": [{"text": "x"}]}', r"save the list under 'data' alone"),
-        ("a.json", "[1]", r"a.json row 1: is int"),
+        ("a.json", "[\n 1]", r"a.json row 1 \(line 2\): is int"),
+        ("a.json", '[{"a": 1}\n {"a": 2}]', r"a.json:2: not JSON: Expecting ',' delimiter \(column 2\)"),
+        ("a.json", '[{"a": 1}]\n x', r"a.json:2: not JSON: Extra data \(column 2\)"),
+        ("a.json", '[{"a": 1},\n]', r"a.json:2: not JSON: "),
+        ("a.json", '[{"a": 1}', r"a.json:1: not JSON: Expecting ',' delimiter"),
+        ("a.json", '[{"a": 1}, {"a": ' + "9" * 5000 + "}]", r"a.json row 2 \(line 1\): not readable JSON"),
+        ("a.jsonl", '{"a": ' + "9" * 5000 + "}", r"a.jsonl:1: not readable JSON"),
+        ("a.jsonl", '{"a": ' + "[" * 101 + "]" * 101 + "}", r"a.jsonl:1: nested too deeply"),
+        ("a.jsonl", "[" * 100_000, r"a.jsonl:1: nested too deeply"),
         ("a.csv", "a,b\n1,2,3\n", r"a.csv:2: 3 cells where the header names 2"),
         ("a.csv", "a,a\n1,2\n", r"two columns have the same name"),
         ("a.jsonl", "", r"a.jsonl: no rows in it"),

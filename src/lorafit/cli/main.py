@@ -9,7 +9,22 @@ import typer
 
 import lorafit
 from lorafit.allocator import tune_torch
-from lorafit.cli import chat, compare, demo, eval, export, generate, init, plan, report, runs, train, watch
+from lorafit.cli import (
+    chat,
+    check,
+    compare,
+    demo,
+    eval,
+    export,
+    generate,
+    import_config,
+    init,
+    plan,
+    report,
+    runs,
+    train,
+    watch,
+)  # fmt: skip
 from lorafit.cli.options import INTERRUPTED
 from lorafit.cli.output import print_json
 from lorafit.errors import LorafitError
@@ -29,8 +44,8 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 for verb in (
-    demo.demo, init.init, plan.plan, train.train, watch.watch, eval.eval, report.report, runs.runs, compare.compare,
-    generate.generate, chat.chat, export.export,
+    demo.demo, init.init, import_config.import_config, check.check, plan.plan, train.train, watch.watch, eval.eval,
+    report.report, runs.runs, compare.compare, generate.generate, chat.chat, export.export,
 ):  # fmt: skip
     app.command()(verb)
 

@@ -1,9 +1,8 @@
 """Rows of a classification: text, or a pair of texts, and the class it belongs to, as token ids."""
 
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
 import datasets
@@ -13,17 +12,18 @@ from lorafit.data.class_summary import ClassSummary
 from lorafit.data.formats import raise_all
 from lorafit.data.labels import (
     Label,
+    LabelReader,
     ProblemType,
     class_names,
     count_classes,
     find_problem_type,
     label_text,
     names_in,
-    read_label,
     target_of,
 )
 from lorafit.data.read import read
-from lorafit.data.rows import Record
+from lorafit.data.row_checks import Warned, warned_classes
+from lorafit.data.rows import HALF_CHARACTER, Record
 from lorafit.data.split import split
 from lorafit.data.summary import length_figures, length_histogram, number_figures
 from lorafit.errors import DataError
@@ -85,7 +85,9 @@ class PreparedClasses:
 
 
 @dataclass(frozen=True)
-class _Encoded:
+class EncodedClass:
+    """A row as tokens, with the number of tokens that were cut."""
+
     row: ClassRow
     input_ids: list[int]
     token_types: list[int] | None
@@ -130,16 +132,19 @@ def prepare_classification(
     columns = find_columns([*records, *validation], text_columns, label_column)
     if problem_type == "auto":
         cells = (record.value.get(columns.label) for record in records)
-        problem_type = "multi_label_classification" if label_separator is not None else find_problem_type(cells)
-    read_cell = partial(read_label, column=columns.label, problem_type=problem_type, separator=label_separator)
-    rows, others = (list(_rows(part, columns, read_cell, dropped)) for part in (records, validation))
+        problem_type = find_problem_type(cells, label_separator)
+    reader = LabelReader(columns.label, problem_type, label_separator)
+    rows, others = (list(_rows(part, columns, reader, dropped)) for part in (records, validation))
     names = (columns.label,) if problem_type == "regression" else _checked_names(rows, others, labels)
-    encoded = _encode(rows, tokenizer, max_length)
+    encoded = encode_classes(rows, tokenizer, max_length)
     if validation_files:
-        train, held_out = encoded, _encode(others, tokenizer, max_length)
+        train, held_out = encoded, encode_classes(others, tokenizer, max_length)
     else:
         train, held_out = ([encoded[i] for i in side] for side in split(rows, validation_share, seed))
-    summary = _summarize(rows, others, columns, names, train, held_out, len(records), max_length, dropped, problem_type)
+    warned = warned_classes(rows, tokenizer)
+    summary = _summarize(
+        rows, others, columns, names, train, held_out, len(records), max_length, dropped, problem_type, warned
+    )
     ids = {name: i for i, name in enumerate(names)}
     return PreparedClasses(
         _dataset(train, ids, problem_type),
@@ -156,12 +161,13 @@ def _summarize(
     others: Sequence[ClassRow],
     columns: Columns,
     names: Sequence[str],
-    train: Sequence[_Encoded],
-    held_out: Sequence[_Encoded],
+    train: Sequence[EncodedClass],
+    held_out: Sequence[EncodedClass],
     read_rows: int,
     max_length: int,
     dropped: dict[str, list[str]],
     problem_type: ProblemType,
+    warned: Warned,
 ) -> ClassSummary:
     known = {row.identity for row in rows}
     lengths = [len(example.input_ids) for example in train]
@@ -184,6 +190,7 @@ def _summarize(
         max_length=max_length,
         cut_rows=sum(example.cut > 0 for example in (*train, *held_out)),
         dropped=dict(dropped),
+        warned=warned,
         length_histogram=length_histogram(lengths),
     )
 
@@ -191,26 +198,42 @@ def _summarize(
 def _rows(
     records: Sequence[Record],
     columns: Columns,
-    read_cell: Callable[[Any], Label | None],
+    reader: LabelReader,
     dropped: dict[str, list[str]],
 ) -> Iterator[ClassRow]:
     """The usable rows; the others are noted in `dropped` if empty, and an error if malformed."""
     problems = []
     for record in records:
-        texts = [record.value.get(name) for name in columns.texts]
         try:
-            text, pair = _texts(columns, texts)
-            label = read_cell(record.value.get(columns.label))
+            row = class_row(record, columns, reader)
         except DataError as error:
             problems.append(f"{record.where}: {error}")
             continue
-        if not text.strip() or (pair is not None and not pair.strip()):
-            dropped["empty text"].append(record.where)
-        elif label is None:
-            dropped["no label"].append(record.where)
+        if isinstance(row, ClassRow):
+            yield row
         else:
-            yield ClassRow(record.where, text, pair, label)
+            dropped[row].append(record.where)
     raise_all(f"{len(problems):,} rows cannot be used", problems)
+
+
+def class_row(record: Record, columns: Columns, reader: LabelReader) -> ClassRow | str:
+    """Text, or pair, and label of a record; or, where it can teach nothing, why.
+
+    Raises:
+        DataError: They are of another type.
+    """
+    text, pair = _texts(columns, [record.value.get(name) for name in columns.texts])
+    label = reader(record.value.get(columns.label))
+    if not text.strip() or (pair is not None and not pair.strip()):
+        return "empty text"
+    if label is None:
+        return "no label"
+    row = ClassRow(record.where, text, pair, label)
+    try:
+        row.identity.encode()
+    except UnicodeEncodeError:
+        return HALF_CHARACTER
+    return row
 
 
 def _texts(columns: Columns, texts: list[Any]) -> tuple[str, str | None]:
@@ -240,7 +263,10 @@ def _checked_names(
     return names
 
 
-def _encode(rows: Sequence[ClassRow], tokenizer: "PreTrainedTokenizerBase", max_length: int) -> list[_Encoded]:
+def encode_classes(
+    rows: Sequence[ClassRow], tokenizer: "PreTrainedTokenizerBase", max_length: int
+) -> list[EncodedClass]:
+    """Rows as tokens; the end of a text, or of the longer of a pair, is cut."""
     encoded = []
     for start in range(0, len(rows), BATCH):
         batch = rows[start : start + BATCH]
@@ -250,7 +276,7 @@ def _encode(rows: Sequence[ClassRow], tokenizer: "PreTrainedTokenizerBase", max_
         for i, (row, tokens) in enumerate(zip(batch, _by_row(whole), strict=True)):
             ids, types = short.get(i) or tokens
             told_apart = types if types is not None and any(types) else None
-            encoded.append(_Encoded(row, ids, told_apart, len(whole["input_ids"][i]) - len(ids)))
+            encoded.append(EncodedClass(row, ids, told_apart, len(whole["input_ids"][i]) - len(ids)))
     return encoded
 
 
@@ -278,7 +304,7 @@ def _by_row(encoding: dict[str, list[list[int]]]) -> Iterator[tuple[list[int], l
     return zip(encoding["input_ids"], types, strict=True)
 
 
-def _dataset(examples: Sequence[_Encoded], ids: dict[str, int], problem_type: ProblemType) -> datasets.Dataset:
+def _dataset(examples: Sequence[EncodedClass], ids: dict[str, int], problem_type: ProblemType) -> datasets.Dataset:
     columns: dict[str, list[Any]] = {
         "input_ids": [example.input_ids for example in examples],
         "labels": [target_of(example.row.label, ids) for example in examples],

@@ -3,6 +3,7 @@
 import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 from lorafit.errors import DataError
@@ -15,11 +16,17 @@ Label = str | tuple[str, ...] | float
 """The name of a class; the names of all classes that apply, without order, maybe none; or a number."""
 
 
-def find_problem_type(values: Iterable[Any]) -> ProblemType:
+def find_problem_type(values: Iterable[Any], separator: str | None) -> ProblemType:
     """What a column of labels holds: lists are several classes a row, numbers with a fraction in any are amounts.
 
     Whole numbers are classes, as most data sets number them; a person who means amounts says so.
+
+    Args:
+        values: its cells.
+        separator: what stands between the classes of a text; None where a text is one class.
     """
+    if separator is not None:
+        return "multi_label_classification"
     present = [value for value in values if value is not None and value != ""]
     if present and all(isinstance(value, list | tuple) for value in present):
         return "multi_label_classification"
@@ -28,33 +35,41 @@ def find_problem_type(values: Iterable[Any]) -> ProblemType:
     return "regression" if fractions and None not in numbers else "single_label_classification"
 
 
-def read_label(value: Any, column: str, problem_type: ProblemType, separator: str | None) -> Label | None:
-    """The label that a cell holds; None where it holds none.
+@dataclass(frozen=True)
+class LabelReader:
+    """Makes labels of the cells of a column.
 
-    Args:
-        value: of the cell.
-        column: its column's name, for the message.
+    Attributes:
+        column: its name, for messages.
         problem_type: what labels are.
         separator: what stands between the classes of a text; None takes a text as one class.
-
-    Raises:
-        DataError: It is something else.
     """
-    if value is None:
-        return None
-    if problem_type == "regression":
-        if isinstance(value, str) and not value.strip():
+
+    column: str
+    problem_type: ProblemType
+    separator: str | None = None
+
+    def __call__(self, value: Any) -> Label | None:
+        """The label that a cell holds; None where it holds none.
+
+        Raises:
+            DataError: It is something else.
+        """
+        if value is None:
             return None
-        number = _number(value)
-        if number is None:
-            raise DataError(f"{column!r} is {value!r}, not a finite number; data.problem_type is regression")
-        return number
-    if problem_type == "multi_label_classification":
-        if isinstance(value, str) and separator is not None:
-            value = [part for part in value.split(separator) if part.strip()]
-        several = value if isinstance(value, list | tuple) else [value]
-        return tuple(dict.fromkeys(filter(None, (_class_name(one, column) for one in several))))
-    return _class_name(value, column) or None
+        if self.problem_type == "regression":
+            if isinstance(value, str) and not value.strip():
+                return None
+            number = _number(value)
+            if number is None:
+                raise DataError(f"{self.column!r} is {value!r}, not a finite number; data.problem_type is regression")
+            return number
+        if self.problem_type == "multi_label_classification":
+            if isinstance(value, str) and self.separator is not None:
+                value = value.split(self.separator)
+            several = value if isinstance(value, list | tuple) else [value]
+            return tuple(dict.fromkeys(filter(None, (_class_name(one, self.column) for one in several))))
+        return _class_name(value, self.column) or None
 
 
 def label_text(label: Label) -> str:

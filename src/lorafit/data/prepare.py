@@ -20,6 +20,7 @@ from lorafit.data.formats import Normalized, normalize
 from lorafit.data.key import rows_key
 from lorafit.data.prepared import SCHEMA, Prepared, token_dataset
 from lorafit.data.read import records
+from lorafit.data.row_checks import warned_texts
 from lorafit.data.rows import Row, drop_reason
 from lorafit.data.split import split
 from lorafit.data.store import Store
@@ -258,6 +259,7 @@ def _summarize(
         answer_cut_rows=int((answer_cut > 0).sum()),
         cut_tokens=int(all_cut.sum()),
         dropped=dict(dropped),
+        warned=warned_texts(rows.rows, template.tokenizer),
         notes=template.explain(chain(rows.rows, validation.rows)),
         sample=labelled_pieces(template.tokenizer, first["input_ids"], first["labels"]),
         length_histogram=length_histogram(lengths),

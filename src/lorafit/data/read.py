@@ -5,7 +5,8 @@ import difflib
 import io
 import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,30 @@ from lorafit.data.formats import raise_all
 from lorafit.data.rows import Record
 from lorafit.errors import DataError
 
+DEEPEST = 100
+"""Lists and objects inside each other that a row may have; Python's own limit depends on who calls."""
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Something that cannot be read.
+
+    Attributes:
+        where: A file, or a place in it (see `Record.where`).
+        text: What is wrong, and where it helps, how to mend it.
+        kind: `file`, `encoding`, `json` or `row` (JSON or CSV, but no row).
+    """
+
+    where: str
+    text: str
+    kind: str
+
+    def __str__(self) -> str:
+        return f"{self.where}: {self.text}"
+
+
+Report = Callable[[Problem], None]
 
 
 def read(files: Sequence[str]) -> list[Record]:
@@ -33,97 +57,170 @@ def read(files: Sequence[str]) -> list[Record]:
 
 def records(files: Sequence[str]) -> Iterator[Record]:
     """What `read` returns, one at a time; problems are raised after the last."""
+    problems: list[Problem] = []
+    yield from scan(files, problems.append)
+    raise_all("the data cannot be read", list(map(str, problems)))
+
+
+def scan(files: Sequence[str], report: Report) -> Iterator[Record]:
+    """What can be read of the files, one record at a time.
+
+    Args:
+        files: Paths or hub dataset ids.
+        report: Takes each problem as it is met; reading goes on behind it.
+
+    Raises:
+        DataError: No file was given.
+    """
     if not files:
         raise DataError("no training files were given")
-    problems: list[str] = []
     for name in files:
-        path = Path(name).expanduser()
-        if path.is_file():
-            reader = READERS.get(path.suffix.lower())
-            if reader is None:
-                problems.append(f"{name}: unknown file type {path.suffix!r}; use {', '.join(READERS)}")
-                continue
-            found = reader(path, problems)
-        elif may_be_hub_id(name):
-            found = _read_hub(name)
-        else:
-            problems.append(_missing(path))
-            continue
+        problems = 0
+
+        def tell(problem: Problem) -> None:
+            nonlocal problems
+            problems += 1
+            report(problem)
+
         count = 0
-        for count, record in enumerate(found, start=1):  # noqa: B007
-            yield record
-        if not count and not any(problem.startswith(name) for problem in problems):
-            problems.append(f"{name}: no rows in it")
-    raise_all("the data cannot be read", problems)
+        try:
+            for count, record in enumerate(_records_of(name, tell), start=1):  # noqa: B007
+                yield record
+        except OSError as error:
+            tell(Problem(name, f"cannot be read: {error.strerror or error}", "file"))
+        if not count and not problems:
+            tell(Problem(name, "no rows in it", "file"))
 
 
-def _read_jsonl(path: Path, problems: list[str]) -> Iterator[Record]:
-    for number, line in _lines(path, problems):
+def _records_of(name: str, report: Report) -> Iterator[Record]:
+    path = Path(name).expanduser()
+    if path.is_file():
+        reader = READERS.get(path.suffix.lower())
+        if reader is not None:
+            yield from reader(path, report)
+        else:
+            report(Problem(name, f"unknown file type {path.suffix!r}; use {', '.join(READERS)}", "file"))
+    elif may_be_hub_id(name):
+        yield from _read_hub(name, report)
+    else:
+        report(_missing(path))
+
+
+def _read_jsonl(path: Path, report: Report) -> Iterator[Record]:
+    for number, line in _lines(path, report):
         if line.strip():
-            value = _object(f"{path}:{number}", line, problems)
-            if value is not None:
-                yield Record(f"{path}:{number}", value)
+            where = f"{path}:{number}"
+            value = _parse(where, line, report)
+            if _is_row(where, value, report):
+                yield Record(where, value)
 
 
-def _read_json(path: Path, problems: list[str]) -> Iterator[Record]:
-    text = "".join(line for _, line in _lines(path, problems))
-    if any(problem.startswith(f"{path}:") for problem in problems):
+def _read_json(path: Path, report: Report) -> Iterator[Record]:
+    whole: list[str] = []
+    broken: list[Problem] = []
+    whole.extend(line for _, line in _lines(path, broken.append))
+    for problem in broken:
+        report(problem)
+    text = "".join(whole)
+    if broken:
+        return
+    del whole  # as large as the file
+    start = _past_space(text, 0)
+    if text.startswith("[", start):
+        yield from _read_list(path, text, start + 1, report)
         return
     try:
-        rows = json.loads(text)
+        value, end = _decode(text, start)
+        if _past_space(text, end) < len(text):
+            raise json.JSONDecodeError("Extra data", text, end)
     except json.JSONDecodeError as error:
-        if error.msg == "Extra data" and text.lstrip().startswith("{"):  # one object a line, whatever the name says
-            yield from _read_jsonl(path, problems)
+        if error.msg == "Extra data" and text.startswith("{", start):  # one object a line, whatever the name says
+            yield from _read_jsonl(path, report)
         else:
-            problems.append(f"{path}:{error.lineno}: not JSON: {error.msg} (column {error.colno})")
+            report(_not_json(f"{path}:{error.lineno}", error))
         return
-    except RecursionError:
-        problems.append(f"{path}: nested too deeply to be training rows")
+    except (RecursionError, ValueError) as error:
+        report(Problem(str(path), _unreadable(error), "json"))
         return
-    del text  # as large as the file
-    if isinstance(rows, dict) and all(
-        not isinstance(column, list | dict) or key in _ROW for key, column in rows.items()
-    ):
-        rows = [rows]  # a single row
-    if not isinstance(rows, list):
-        lists = [key for key, column in rows.items() if isinstance(column, list)] if isinstance(rows, dict) else []
-        hint = f"; save the list under {lists[0]!r} alone" if lists else ""
-        problems.append(f"{path}:1: holds one {type(rows).__name__}, not a list of rows{hint}")
+    if isinstance(value, dict) and all(
+        not isinstance(column, list | dict) or key in _ROW for key, column in value.items()
+    ):  # a single row
+        where = f"{path} row 1 (line {text.count(chr(10), 0, start) + 1})"
+        if _shallow(where, value, text, report):
+            yield Record(where, value)
         return
-    for number, value in enumerate(rows, start=1):
-        if isinstance(value, dict):
-            yield Record(f"{path} row {number}", value)
-        else:
-            problems.append(f"{path} row {number}: is {type(value).__name__}, not an object with named columns")
+    lists = [key for key, column in value.items() if isinstance(column, list)] if isinstance(value, dict) else []
+    hint = f"; save the list under {lists[0]!r} alone" if lists else ""
+    report(Problem(f"{path}:1", f"holds one {type(value).__name__}, not a list of rows{hint}", "row"))
+
+
+def _read_list(path: Path, text: str, at: int, report: Report) -> Iterator[Record]:
+    """The rows of a JSON list from behind its bracket, one at a time: what stands before an error is read."""
+    line, counted, number = 1, 0, 0
+    at = _past_space(text, at)
+    ended = text.startswith("]", at)
+    try:
+        while not ended:
+            number += 1
+            line += text.count("\n", counted, at)
+            counted, where = at, f"{path} row {number} (line {line})"
+            try:
+                value, end = _decode(text, at)
+            except RecursionError as error:  # where the row ends is not known
+                report(Problem(where, _unreadable(error), "json"))
+                return
+            if _shallow(where, value, text[at:end], report) and _is_row(where, value, report):
+                yield Record(where, value)
+            at = _past_space(text, end)
+            ended = text.startswith("]", at)
+            if not ended and not text.startswith(",", at):
+                raise json.JSONDecodeError("Expecting ',' delimiter", text, at)
+            at = _past_space(text, at + 1)
+        if _past_space(text, at + (number == 0)) < len(text):
+            raise json.JSONDecodeError("Extra data", text, at)
+    except json.JSONDecodeError as error:
+        report(_not_json(f"{path}:{error.lineno}", error))
+    except ValueError as error:
+        report(Problem(f"{path} row {number} (line {line})", _unreadable(error), "json"))
 
 
 _ROW = frozenset({"messages", "conversations", "conversation", "tools", "history", "prompt", "completion"})
+_SPACE = re.compile(r"[ \t\n\r]*")
+_decode = json.JSONDecoder().raw_decode
 
 
-def _read_csv(path: Path, problems: list[str]) -> Iterator[Record]:
-    text = "".join(line for _, line in _lines(path, problems))
+def _past_space(text: str, at: int) -> int:
+    found = _SPACE.match(text, at)
+    assert found is not None  # the pattern takes nothing, too
+    return found.end()
+
+
+def _read_csv(path: Path, report: Report) -> Iterator[Record]:
+    text = "".join(line for _, line in _lines(path, report))
     csv.field_size_limit(2**31 - 1)  # Python's own, 128 KiB, is less than a long document
     reader = csv.reader(io.StringIO(text, newline=""), strict=True)
     header: list[str] | None = None
     line = 1
     try:
         for cells in reader:
+            where = f"{path}:{line}"
             if header is None:
                 header = cells
                 if len(set(header)) < len(header):
-                    problems.append(f"{path}:1: two columns have the same name: {', '.join(header)}")
+                    report(Problem(f"{path}:1", f"two columns have the same name: {', '.join(header)}", "row"))
                     return
             elif cells and len(cells) != len(header):
-                problems.append(f"{path}:{line}: {len(cells)} cells where the header names {len(header)} columns")
+                counts = f"{len(cells)} cells where the header names {len(header)} columns"
+                report(Problem(where, counts, "row"))
             elif cells:
-                yield Record(f"{path}:{line}", dict(zip(header, cells, strict=True)))
+                yield Record(where, dict(zip(header, cells, strict=True)))
             line = reader.line_num + 1
     except csv.Error as error:
-        problems.append(f"{path}:{line}: not CSV: {error}")
+        report(Problem(f"{path}:{line}", f"not CSV: {error}", "row"))
 
 
-def _read_text(path: Path, problems: list[str]) -> Iterator[Record]:
-    lines = list(_lines(path, problems))
+def _read_text(path: Path, report: Report) -> Iterator[Record]:
+    lines = list(_lines(path, report))
     paragraphs: list[tuple[int, list[str]]] = []
     inside = False
     by_line = not any(not line.strip() for _, line in lines[:-1])
@@ -139,7 +236,7 @@ def _read_text(path: Path, problems: list[str]) -> Iterator[Record]:
         yield Record(f"{path}:{number}", {"text": "".join(part).rstrip("\r\n")})
 
 
-def _read_parquet(path: Path, problems: list[str]) -> Iterator[Record]:
+def _read_parquet(path: Path, report: Report) -> Iterator[Record]:
     import pyarrow as pa
     import pyarrow.parquet
 
@@ -147,8 +244,8 @@ def _read_parquet(path: Path, problems: list[str]) -> Iterator[Record]:
         batches = pyarrow.parquet.ParquetFile(path).iter_batches()
         for number, row in enumerate((row for batch in batches for row in batch.to_pylist()), start=1):
             yield Record(f"{path} row {number}", row)
-    except (pa.ArrowException, OSError) as error:
-        problems.append(f"{path}: not a readable Parquet file: {error}")
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+        report(Problem(str(path), f"not a readable Parquet file: {error}", "file"))
 
 
 READERS = {
@@ -160,32 +257,67 @@ READERS = {
 }
 
 
-def _lines(path: Path, problems: list[str]) -> Iterator[tuple[int, str]]:
+def _lines(path: Path, report: Report) -> Iterator[tuple[int, str]]:
     """Lines with their numbers and endings; a line that is not UTF-8 becomes a problem instead."""
     with path.open("rb") as file:
         for number, raw in enumerate(file, start=1):
             try:
                 yield number, raw.decode("utf-8-sig" if number == 1 else "utf-8")
             except UnicodeDecodeError as error:
-                problems.append(
-                    f"{path}:{number}: not UTF-8 (byte 0x{raw[error.start]:02x} at column {error.start + 1}); "
+                text = (
+                    f"not UTF-8 (byte 0x{raw[error.start]:02x} at column {error.start + 1}); "
                     "convert the file, e.g. with iconv -f latin1 -t utf-8"
                 )
+                report(Problem(f"{path}:{number}", text, "encoding"))
 
 
-def _object(where: str, line: str, problems: list[str]) -> dict[str, Any] | None:
+_BROKEN = object()
+
+
+def _parse(where: str, line: str, report: Report) -> Any:
+    """The value of one line, or `_BROKEN`, which was reported."""
     try:
         value = json.loads(line)
     except json.JSONDecodeError as error:
-        problems.append(f"{where}: not JSON: {error.msg} (column {error.colno})")
-        return None
-    except RecursionError:
-        problems.append(f"{where}: nested too deeply to be a training row")
-        return None
-    if not isinstance(value, dict):
-        problems.append(f"{where}: is {type(value).__name__}, not an object with named columns")
-        return None
-    return value
+        report(_not_json(where, error))
+        return _BROKEN
+    except (RecursionError, ValueError) as error:
+        report(Problem(where, _unreadable(error), "json"))
+        return _BROKEN
+    return value if _shallow(where, value, line, report) else _BROKEN
+
+
+def _is_row(where: str, value: Any, report: Report) -> bool:
+    if value is not _BROKEN and not isinstance(value, dict):
+        report(Problem(where, f"is {type(value).__name__}, not an object with named columns", "row"))
+    return isinstance(value, dict)
+
+
+def _shallow(where: str, value: Any, text: str, report: Report) -> bool:
+    if text.count("[") + text.count("{") <= DEEPEST or _depth_within(value, DEEPEST):
+        return True
+    report(Problem(where, _unreadable(RecursionError()), "json"))
+    return False
+
+
+def _depth_within(value: Any, limit: int) -> bool:
+    level = [value]
+    for _ in range(limit + 1):
+        level = [item for outer in level if isinstance(outer, list | dict)
+                 for item in (outer.values() if isinstance(outer, dict) else outer)]  # fmt: skip
+        if not level:
+            return True
+    return False
+
+
+def _not_json(where: str, error: json.JSONDecodeError) -> Problem:
+    return Problem(where, f"not JSON: {error.msg} (column {error.colno})", "json")
+
+
+def _unreadable(error: Exception) -> str:
+    if isinstance(error, RecursionError):
+        return f"nested too deeply to be a training row (more than {DEEPEST} levels)"
+    return f"not readable JSON: {error}"  # a whole number of more than 4,300 digits
 
 
 def may_be_hub_id(name: str) -> bool:
@@ -194,29 +326,31 @@ def may_be_hub_id(name: str) -> bool:
     return bool(HUB_ID.fullmatch(name)) and path.suffix.lower() not in READERS and not path.exists()
 
 
-def _read_hub(name: str) -> Iterator[Record]:
+def _read_hub(name: str, report: Report) -> Iterator[Record]:
     import datasets
 
     try:
         splits = datasets.load_dataset(name)
     except Exception as error:  # the hub client raises its own, the network's and the loader's kinds
-        raise DataError(
-            f"{name!r} is no file here, and as a dataset of the hub it cannot be loaded: {error}"
-        ) from error
+        text = f"is no file here, and as a dataset of the hub it cannot be loaded: {error}"
+        report(Problem(name, text, "file"))
+        return
     if "train" not in splits and len(splits) != 1:
-        raise DataError(f"{name!r} has no split named 'train', only {', '.join(map(str, splits))}")
+        report(Problem(name, f"has no split named 'train', only {', '.join(map(str, splits))}", "file"))
+        return
     rows = splits["train"] if "train" in splits else next(iter(splits.values()))
     for number, row in enumerate(rows, start=1):
         yield Record(f"{name} row {number}", dict(row))
 
 
-def _missing(path: Path) -> str:
+def _missing(path: Path) -> Problem:
     if path.is_dir():
         inside = sorted(str(file) for file in path.iterdir() if file.suffix.lower() in READERS)
-        return f"{path}: is a folder; name its files" + (f", e.g. {', '.join(inside[:3])}" if inside else "")
+        hint = f", e.g. {', '.join(inside[:3])}" if inside else ""
+        return Problem(str(path), f"is a folder; name its files{hint}", "file")
     if not path.parent.is_dir():
-        return f"{path}: no such file (there is no folder {path.parent})"
+        return Problem(str(path), f"no such file (there is no folder {path.parent})", "file")
     names = [file.name for file in path.parent.iterdir() if file.suffix.lower() in READERS]
     close = difflib.get_close_matches(path.name, names, n=3)
     hint = f"; did you mean {' or '.join(str(path.parent / name) for name in close)}?" if close else ""
-    return f"{path}: no such file{hint}"
+    return Problem(str(path), f"no such file{hint}", "file")

@@ -1,6 +1,7 @@
 """The one shape every format is turned into: a conversation or a plain text, with the place it came from."""
 
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -10,12 +11,18 @@ Message = dict[str, Any]
 `tool_call_id`, `name`, `reasoning_content`; `weight: 0` on an assistant message keeps it out of the loss."""
 
 
+HALF_CHARACTER = "half a character (a lone surrogate, such as \\ud83d)"
+PLACE = re.compile(r"(.*?)(?::(\d+)| row (\d+)(?: \(line (\d+)\))?)", re.DOTALL)
+"""A `Record.where`, to be matched whole: the file, and a line, or a row with or without the line it starts at."""
+
+
 @dataclass(frozen=True)
 class Record:
     """One object as it was read, before its format is known.
 
     Attributes:
-        where: The place for messages to the user, e.g. `train.jsonl:17` (a line) or `train.json row 17`.
+        where: The place for messages to the user, e.g. `train.jsonl:17` (a line), `train.json row 17 (line 88)`
+            or `train.parquet row 17`.
         value: The columns.
     """
 
@@ -32,12 +39,14 @@ class Row:
         messages: The conversation, ending with the last assistant message; None for plain text.
         text: A document, all of it trained; None for a conversation.
         tools: Function descriptions in OpenAI's form, offered to the assistant.
+        unanswered: Messages of the data behind the last answer, which are left out.
     """
 
     where: str
     messages: list[Message] | None = None
     text: str | None = None
     tools: list[dict[str, Any]] | None = None
+    unanswered: int = 0
 
     @property
     def prompt_messages(self) -> list[Message]:
@@ -77,7 +86,9 @@ def drop_reason(row: Row) -> str | None:
     try:
         json.dumps([row.text, row.messages, row.tools], ensure_ascii=False, default=str).encode()
     except UnicodeEncodeError:  # JSON's escapes can write half a character, which no tokenizer takes
-        return "half a character (a lone surrogate, such as \\ud83d)"
+        return HALF_CHARACTER
+    except RecursionError:  # JSON inside a text of JSON
+        return "nested too deeply"
     if row.messages is None:
         return None if (row.text or "").strip() else "empty text"
     answers = [m for m in row.messages if m["role"] == "assistant"]
@@ -88,10 +99,10 @@ def drop_reason(row: Row) -> str | None:
     return None
 
 
-def until_last_answer(messages: Sequence[Message]) -> list[Message]:
-    """The conversation without what follows its last assistant message (nothing there is trained)."""
+def conversation(where: str, messages: Sequence[Message], tools: list[dict[str, Any]] | None = None) -> Row:
+    """A row of the messages up to the last answer (nothing behind it is trained)."""
     last = max((i for i, m in enumerate(messages) if m["role"] == "assistant"), default=len(messages) - 1)
-    return list(messages[: last + 1])
+    return Row(where, messages=list(messages[: last + 1]), tools=tools, unanswered=len(messages) - last - 1)
 
 
 def _squeeze(text: str) -> str:

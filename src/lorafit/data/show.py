@@ -6,6 +6,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from lorafit.data.kinds import KINDS
 from lorafit.data.summary import RowFigures, Summary
 
 PIECE = 600
@@ -64,6 +65,11 @@ def common_warnings(summary: RowFigures) -> list[str]:
     for reason, places in summary.dropped.items():
         more = f" and {len(places) - PLACES:,} more" if len(places) > PLACES else ""
         lines.append(f"{len(places):,} dropped, {reason}: {', '.join(places[:PLACES])}{more}")
+    for kind, found in summary.warned.items():
+        more = f" and {found['rows'] - PLACES:,} more" if found["rows"] > PLACES else ""
+        lines.append(f"{found['rows']:,} rows, {KINDS[kind].title}: {', '.join(found['places'][:PLACES])}{more}")
+    if summary.warned:
+        lines.append("`lorafit check` says of each what it is.")
     if summary.leaked:
         lines.append(f"{summary.leaked:,} validation rows are in the training files too.")
     if summary.unused_columns:

@@ -5,7 +5,6 @@ A folder `rows/KEY` in lorafit's cache holds `train.arrow` and `held_out.arrow` 
 """
 
 import json
-import re
 import shutil
 import time
 from collections.abc import Callable, Sequence
@@ -17,7 +16,7 @@ import pyarrow as pa
 from datasets.table import MemoryMappedTable
 
 from lorafit.data.prepared import Prepared, token_dataset
-from lorafit.data.rows import Row
+from lorafit.data.rows import PLACE, Row
 from lorafit.data.summary import Summary
 from lorafit.data.template import Template
 from lorafit.models.cache import build_once, cache_directory, sha256
@@ -29,7 +28,6 @@ ABANDONED = 24 * 3600
 TABLES = ("train", "held_out")
 FILES = (*(f"{name}.arrow" for name in TABLES), "rows.json")
 DIGESTS = "sha256.json"
-PLACE = re.compile(r"(.*?)(:\d+| row \d+)", re.DOTALL)
 
 
 @dataclass(frozen=True)
@@ -104,18 +102,29 @@ class Store:
     def _plain_summary(self, prepared: Prepared) -> dict[str, Any]:
         summary = prepared.summary
         dropped = {reason: [self._number(place) for place in places] for reason, places in summary.dropped.items()}
-        return {**asdict(summary), "dropped": dropped, "notes": summary.notes[len(self.template.notes) :]}
+        warned = {
+            kind: {**found, "places": [self._number(place) for place in found["places"]]}
+            for kind, found in summary.warned.items()
+        }
+        notes = summary.notes[len(self.template.notes) :]
+        return {**asdict(summary), "dropped": dropped, "warned": warned, "notes": notes}
 
     def _summary(self, stored: dict[str, Any]) -> Summary:
         summary = Summary(**stored)
         dropped = {why: [self._place(place) for place in places] for why, places in stored["dropped"].items()}
         sample = [(text, trained) for text, trained in summary.sample]
-        return replace(summary, dropped=dropped, notes=[*self.template.notes, *summary.notes], sample=sample)
+        warned = {
+            kind: {**found, "places": [self._place(place) for place in found["places"]]}
+            for kind, found in stored["warned"].items()
+        }
+        return replace(
+            summary, dropped=dropped, warned=warned, notes=[*self.template.notes, *summary.notes], sample=sample
+        )
 
     def _number(self, where: str) -> tuple[int, str]:
         found = PLACE.fullmatch(where)
         assert found is not None, f"{where!r} is no place"
-        return self.files.index(found[1]), found[2]
+        return self.files.index(found[1]), where[found.end(1) :]
 
     def _place(self, stored: Sequence[Any]) -> str:
         number, rest = stored

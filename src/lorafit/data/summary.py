@@ -28,6 +28,7 @@ class RowFigures:
         max_length: The limit in tokens.
         cut_rows: Rows that lost tokens, but none of an answer.
         dropped: Places of the rows left out, by reason.
+        warned: Rows of the training files that are odd, though trained, by kind (see `row_checks.Warned`).
         length_histogram: Training rows by their tokens after cutting; see `histogram`.
     """
 
@@ -41,6 +42,7 @@ class RowFigures:
     max_length: int
     cut_rows: int
     dropped: dict[str, list[str]] = field(default_factory=dict)
+    warned: dict[str, dict[str, Any]] = field(default_factory=dict)
     length_histogram: dict[str, list[Any]] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:

@@ -84,6 +84,7 @@ class Template:
     Attributes:
         source: The Jinja text, for the adapter's folder.
         notes: What a user should know about the choice, in sentences.
+        problems: What the template gets wrong and is mended here, in sentences.
         stop_token_ids: Tokens that end an answer.
 
     Raises:
@@ -93,6 +94,7 @@ class Template:
 
     source: str
     notes: list[str]
+    problems: list[str]
     stop_token_ids: list[int]
 
     def __init__(self, tokenizer: "PreTrainedTokenizerBase", chat_template: str | None = None):
@@ -102,7 +104,7 @@ class Template:
                 "(is this a model that generates text?)"
             )
         self.tokenizer = tokenizer
-        self.notes = []
+        self.notes, self.problems = [], []
         self._tokens = Tokens(tokenizer)
         self._eos = cast(int, tokenizer.eos_token_id)
         self._bos = cast(int | None, tokenizer.bos_token_id)
@@ -234,7 +236,11 @@ class Template:
         self._scene = Scene(self._render, header, tuple(ends))
         if not tail_ids or tail_ids[-1] not in self._end_ids:
             eos = self.tokenizer.eos_token
-            self.notes.append(f"The chat template ends answers with no special token: {eos} is added to each row.")
+            self.problems.append(f"The chat template ends answers with no special token: {eos} is added to each row.")
+        if doubled := self._doubled_bos(self._tokens.ids(text)):
+            bos = self.tokenizer.bos_token
+            self.problems.append(f"The chat template begins with {doubled + 1} times {bos}: one of them is kept.")
+        self.notes += self.problems
 
     def _render(self, messages: Sequence[Message], tools: Tools = None, generation_prompt: bool = False) -> str:
         shown = [{k: v for k, v in m.items() if v is not None and k != "weight"} for m in messages]

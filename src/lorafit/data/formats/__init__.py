@@ -35,6 +35,10 @@ class Format(Protocol):
     def convert(self, value: dict[str, Any], where: str) -> Row: ...  # noqa: D102
 
 
+class UnknownFormatError(DataError):
+    """A row's columns are those of no format."""
+
+
 @dataclass
 class Normalized:
     """Rows in one shape, how many came in each format, and the columns nobody read."""
@@ -42,6 +46,12 @@ class Normalized:
     rows: list[Row] = field(default_factory=list)
     formats: Counter[str] = field(default_factory=Counter)
     unused_columns: Counter[str] = field(default_factory=Counter)
+
+    def add(self, row: Row, format: str, unused: set[str]) -> None:
+        """Takes what `normalize_one` gives."""
+        self.rows.append(row)
+        self.formats[format] += 1
+        self.unused_columns.update(unused)
 
 
 @cache
@@ -61,25 +71,39 @@ def normalize(records: Iterable[Record], name: str | None = None) -> Normalized:
     Raises:
         DataError: The name is unknown, or rows are not recognized or malformed; lists the places.
     """
-    if name is not None and name not in formats():
-        raise DataError(f"format {name!r} is unknown; the formats are {', '.join(formats())}")
+    check_format(name)
     result, places = Normalized(), defaultdict[str, list[str]](list)
+    known = "; ".join(f"{name}: {module.EXPECTS}" for name, module in formats().items() if module.EXPECTS)
     for record in records:
-        value = {key: column for key, column in record.value.items() if column is not None}
         try:
-            chosen = name or _recognize(value)
-            module = formats()[chosen]
-            if name is not None and not module.recognize(value):
-                raise DataError(f"not of format {name!r} ({module.EXPECTS}); it has {_columns(value)}")
-            result.rows.append(module.convert(value, record.where))
+            result.add(*normalize_one(record, name))
+        except UnknownFormatError as error:
+            places[f"{error}. Known formats: {known}"].append(record.where)
         except DataError as error:
             places[str(error)].append(record.where)
-            continue
-        result.formats[chosen] += 1
-        result.unused_columns.update(value.keys() - module.KEYS)
     count = sum(map(len, places.values()))
     raise_all(f"{count:,} rows cannot be used", [f"{_some(where)}: {problem}" for problem, where in places.items()])
     return result
+
+
+def check_format(name: str | None) -> None:
+    """Raises DataError where a format of this name does not exist; None is fine."""
+    if name is not None and name not in formats():
+        raise DataError(f"format {name!r} is unknown; the formats are {', '.join(formats())}")
+
+
+def normalize_one(record: Record, name: str | None = None) -> tuple[Row, str, set[str]]:
+    """One record as a row, its format's name, and the columns that it does not read.
+
+    Raises:
+        DataError: It is not recognized, not of the format asked for, or malformed; says why, without the place.
+    """
+    value = {key: column for key, column in record.value.items() if column is not None}
+    chosen = name or _recognize(value)
+    module = formats()[chosen]
+    if name is not None and not module.recognize(value):
+        raise DataError(f"not of format {name!r} ({module.EXPECTS}); it has {_columns(value)}")
+    return module.convert(value, record.where), chosen, value.keys() - module.KEYS
 
 
 def raise_all(title: str, problems: list[str]) -> None:
@@ -99,8 +123,7 @@ def _recognize(value: dict[str, Any]) -> str:
         return best[0]
     if best:
         raise DataError(f"could be {' or '.join(best)} ({_columns(value)}); choose with format=")
-    known = "; ".join(f"{name}: {module.EXPECTS}" for name, module in formats().items() if module.EXPECTS)
-    raise DataError(f"unknown format: it has {_columns(value)}. Known formats: {known}")
+    raise UnknownFormatError(f"unknown format: it has {_columns(value)}")
 
 
 def _some(places: list[str]) -> str:

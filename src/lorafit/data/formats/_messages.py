@@ -6,12 +6,24 @@ from typing import Any
 from lorafit.errors import DataError
 
 
+def parsed(text: str) -> Any:
+    """A value that a text holds as JSON.
+
+    Raises:
+        ValueError: It does not, or it is nested too deeply or holds too long a number.
+    """
+    try:
+        return json.loads(text)
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+
+
 def as_list(column: Any) -> list[Any] | None:
     """A list column, also when a CSV cell or string column holds it as JSON; None when it is neither."""
     if isinstance(column, str) and column.lstrip().startswith("["):
         try:
-            column = json.loads(column)
-        except json.JSONDecodeError:
+            column = parsed(column)
+        except ValueError:
             return None
     return column if isinstance(column, list) else None
 
@@ -63,8 +75,7 @@ def tool_call(function: Any) -> dict[str, Any]:
     arguments = function.get("arguments", function.get("parameters", {}))
     if isinstance(arguments, str):
         try:
-            parsed = json.loads(arguments or "{}")
-        except json.JSONDecodeError as error:
+            arguments = parsed(arguments or "{}")
+        except ValueError as error:
             raise DataError(f"the arguments of tool call {function['name']!r} are not JSON: {error}") from error
-        arguments = parsed
     return {"type": "function", "function": {"name": function["name"], "arguments": arguments}}

@@ -3,7 +3,7 @@
 from typing import Any
 
 from lorafit.data.formats._messages import as_list, items_have, text_of, tool_call, tools_of
-from lorafit.data.rows import Message, Row, until_last_answer
+from lorafit.data.rows import Message, Row, conversation
 from lorafit.errors import DataError
 
 COLUMNS = ("messages", "conversations", "conversation")
@@ -32,7 +32,7 @@ def convert(value: dict[str, Any], where: str) -> Row:
     """
     column = next(column for column in COLUMNS if items_have(value.get(column), "role"))
     messages = chat_messages(as_list(value[column]) or [])
-    return Row(where, messages=until_last_answer(messages), tools=tools_of(value.get("tools")))
+    return conversation(where, messages, tools_of(value.get("tools")))
 
 
 def chat_messages(items: list[Any]) -> list[Message]:
@@ -56,6 +56,8 @@ def _message(item: Any) -> Message:
         raise DataError(f"role {role!r} is not one of {', '.join(ROLES)}")
     message: Message = {"role": ROLES[role], "content": text_of(item.get("content"))}
     calls = item.get("tool_calls") or ([{"function": item["function_call"]}] if item.get("function_call") else [])
+    if not isinstance(calls, list):
+        raise DataError(f"tool_calls is {type(calls).__name__}, not a list")
     if calls:
         message["tool_calls"] = [_call(call) for call in calls]
     for key in ("name", "tool_call_id", "reasoning_content"):

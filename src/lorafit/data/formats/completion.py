@@ -4,7 +4,7 @@ from typing import Any
 
 from lorafit.data.formats._messages import as_list, items_have, text_of
 from lorafit.data.formats.chat import chat_messages
-from lorafit.data.rows import Message, Row, until_last_answer
+from lorafit.data.rows import Message, Row, conversation
 
 PAIRS = (
     ("prompt", "completion"),
@@ -35,7 +35,7 @@ def convert(value: dict[str, Any], where: str) -> Row:
     if value.get("system"):
         messages.append({"role": "system", "content": text_of(value["system"], "system")})
     messages += _turn(value[prompt], "user", prompt) + _turn(value[completion], "assistant", completion)
-    return Row(where, messages=until_last_answer(messages))
+    return conversation(where, messages)
 
 
 def _pairs(value: dict[str, Any]) -> list[tuple[str, str]]:

@@ -1,10 +1,9 @@
 """ShareGPT conversations: `{"conversations": [{"from": "human", "value": ...}], "tools": ..., "system": ...}`."""
 
-import json
 from typing import Any
 
-from lorafit.data.formats._messages import as_list, items_have, text_of, tool_call, tools_of
-from lorafit.data.rows import Message, Row, until_last_answer
+from lorafit.data.formats._messages import as_list, items_have, parsed, text_of, tool_call, tools_of
+from lorafit.data.rows import Message, Row, conversation
 from lorafit.errors import DataError
 
 COLUMNS = ("conversations", "conversation", "messages")
@@ -49,7 +48,7 @@ def convert(value: dict[str, Any], where: str) -> Row:
             problems.append(f"message {number}: {error}")
     if problems:
         raise DataError("; ".join(problems))
-    return Row(where, messages=until_last_answer(messages), tools=tools_of(value.get("tools")))
+    return conversation(where, messages, tools_of(value.get("tools")))
 
 
 def _message(item: Any) -> Message:
@@ -62,8 +61,8 @@ def _message(item: Any) -> Message:
     if speaker != "function_call":
         return {"role": ROLES[speaker], "content": content}
     try:
-        calls = json.loads(content)
-    except json.JSONDecodeError as error:
+        calls = parsed(content)
+    except ValueError as error:
         raise DataError(f"function_call is not JSON: {error}") from error
     calls = calls if isinstance(calls, list) else [calls]
     return {"role": "assistant", "content": "", "tool_calls": [tool_call(call) for call in calls]}
