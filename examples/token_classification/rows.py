@@ -1,0 +1,44 @@
+"""Customer e-mails in CoNLL's way: who writes (PERSON), and about what (PRODUCT).
+
+    python examples/token_classification/rows.py rows
+
+writes rows/train.conll and rows/held_out.conll. No name, product or phrase of the second occurs in the first.
+"""
+
+import random
+import re
+import sys
+from pathlib import Path
+
+from lorafit.demo.emails import HELD_OUT, REQUESTS, TRAINING, Pool, compose, draw_facts
+
+WORD = re.compile(r"\w+|[^\w\s]")
+
+
+def main(folder: Path, train: int = 400, held_out: int = 100) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, pool, count, seed in (("train", TRAINING, train, 0), ("held_out", HELD_OUT, held_out, 1)):
+        rng = random.Random(seed)
+        (folder / f"{name}.conll").write_text("\n".join(sentence(rng, pool) for _ in range(count)), encoding="utf-8")
+
+
+def sentence(rng: random.Random, pool: Pool) -> str:
+    """One e-mail, a word and its tag a line."""
+    facts = draw_facts(rng, pool, rng.choice(REQUESTS))
+    words = WORD.findall(compose(rng, pool, facts))
+    tags = ["O"] * len(words)
+    for kind, text in (("PERSON", facts.name), ("PRODUCT", facts.product)):
+        mark(words, tags, WORD.findall(text), kind)
+    return "".join(f"{word} {tag}\n" for word, tag in zip(words, tags, strict=True))
+
+
+def mark(words: list[str], tags: list[str], found: list[str], kind: str) -> None:
+    """Tag every place where `found` stands, in any case of letters."""
+    lower, wanted = [word.lower() for word in words], [word.lower() for word in found]
+    for start in range(len(words) - len(wanted) + 1):
+        if lower[start : start + len(wanted)] == wanted:
+            tags[start : start + len(wanted)] = [f"B-{kind}"] + [f"I-{kind}"] * (len(wanted) - 1)
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
