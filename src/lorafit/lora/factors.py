@@ -1,10 +1,13 @@
 """The update of one module as two matrices, apart from any model."""
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
+
+from lorafit.lora.low_rank import norm_of_product
 
 if TYPE_CHECKING:
     from lorafit.lora.layers import LoraLayer
@@ -51,6 +54,11 @@ class Factors:
         """`scaling * B` (outputs, r) and A (r, inputs), whose products hold each entry once; a pair for each group."""
         B = self.B.flatten(1) * self.scaling
         return list(zip(B.chunk(self.groups), self.A.flatten(1).chunk(self.groups), strict=True))
+
+    @property
+    def norm(self) -> float:
+        """The Frobenius norm of `scaling * B A`, in float64."""
+        return math.hypot(*(norm_of_product(B.double(), A.double()) for B, A in self.products()))
 
     def to(self, dtype: torch.dtype) -> "Factors":
         """The same numbers in another dtype."""
