@@ -125,15 +125,16 @@ def _check_biases(adapters: dict[str, StoredAdapter], updates: dict[str, Factors
 
 def _distance(parts: dict[str, list[tuple[Factors, float]]], updates: dict[str, Factors]) -> float:
     """Of the update from the weighted sum, relative."""
-    squared_sum = squared_difference = 0.0
+    squared_parts = squared_sum = squared_difference = 0.0
     for name, several in parts.items():
         made = [(-B.double(), A.double()) for B, A in updates[name].products()]
         given = [[(B.double() * weight, A.double()) for B, A in part.products()] for part, weight in several]
         for own, *others in zip(made, *given, strict=True):  # group by group
+            squared_parts += sum(_norm([other]) ** 2 for other in others)
             squared_sum += _norm(others) ** 2
             squared_difference += _norm([own, *others]) ** 2
-    if not squared_sum:
-        return math.inf if squared_difference else 0.0
+    if squared_sum <= 1e-24 * squared_parts:  # they cancel: a difference may be float32's rounding only
+        return 0.0 if squared_difference <= 1e-12 * squared_parts else math.inf
     return math.sqrt(squared_difference / squared_sum)
 
 
