@@ -327,6 +327,7 @@ def test_what_does_not_fit_is_said_and_nothing_is_changed(arguments, message):
         ({"method": "cat", "rank": 4}, "rank=4 is for svd and the methods that end on it, not for cat"),
         ({"method": "svd", "rank": 0, "clamp": 2.0}, "rank=0 must be at least 1; clamp=2.0 is a quantile"),
         ({"method": "linear", "majority_sign": "frequency"}, "majority_sign='frequency' does nothing with linear"),
+        ({"method": "svd", "generator": torch.Generator()}, "a generator .a seed. does nothing with svd"),
         ({"method": "ties", "density": 1, "majority_sign": "most"}, "must be 'total' or 'frequency'"),
     ],
 )

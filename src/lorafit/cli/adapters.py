@@ -113,7 +113,9 @@ def merge(
     majority_sign: Annotated[
         str, typer.Option("--majority-sign", metavar="BY", help="What ties count: total or frequency.")
     ] = "total",
-    seed: Annotated[int, typer.Option("--seed", metavar="N", help="Of what the dare methods drop.")] = 42,
+    seed: Annotated[
+        int | None, typer.Option("--seed", metavar="N", help="Of what the dare methods drop; 42 if not given.")
+    ] = None,
     json: JsonFlag = False,
 ) -> None:
     """Make one adapter of several, as PEFT's add_weighted_adapter does."""
@@ -121,6 +123,7 @@ def merge(
 
     import torch
 
+    from lorafit.cli.show_adapters import show_merged
     from lorafit.lora.combine import Combination
     from lorafit.lora.stored import check_free, read_adapter
     from lorafit.lora.stored.merge import merge_adapters
@@ -129,7 +132,9 @@ def merge(
         check_free(output_dir)
         factors = numbers(weights) if weights else [1.0] * len(adapters)
         sign: Any = majority_sign  # checked by Combination
-        how = Combination(method, density, rank, sign, generator=torch.Generator().manual_seed(seed))
+        draws = seed is not None or method.startswith("dare")
+        generator = torch.Generator().manual_seed(42 if seed is None else seed) if draws else None
+        how = Combination(method, density, rank, sign, generator=generator)
         folders = [located(name) for name in adapters]
         stored = {unique(adapters, index): read_adapter(folder) for index, folder in enumerate(folders)}
         merged = merge_adapters(stored, factors, how)
@@ -137,21 +142,7 @@ def merge(
         terms = [f"{factor:g} x {name}" for factor, name in zip(factors, stored, strict=True)]
         out.console.print(f"Wrote {output_dir}: {method} of {', '.join(terms)}.", markup=False)
         out.console.print(size_line(merged.adapter), markup=False)
-        away = f"by {merged.distance:.2%} of its norm" if math.isfinite(merged.distance) else "which is zero"
-        close = merged.distance < 1e-6
-        text = (
-            "It is the weighted sum of the updates."
-            if close
-            else f"It differs from the weighted sum of the updates {away}"
-        )
-        if not close and method in ("linear", "svd"):
-            text += f" ({'' if method == 'linear' else 'a larger --rank or '}--method cat is exact)"
-        out.console.print(text if close else f"{text}.", markup=False)
-        if merged.taken:
-            owners = ", ".join(sorted(set(merged.taken.values())))
-            out.console.print(
-                f"Taken as they are, without a weight, from {owners}: {', '.join(merged.taken)}.", markup=False
-            )
+        show_merged(out.console, merged, method)
         say(out, notices)
         out.result(
             {
@@ -175,6 +166,7 @@ def resize(
     json: JsonFlag = False,
 ) -> None:
     """Lower an adapter's rank by SVD and say what was lost."""
+    from lorafit.cli.show_adapters import percent
     from lorafit.lora.stored import check_free, read_adapter
     from lorafit.lora.stored.resize import resize as lower
 
@@ -186,11 +178,8 @@ def resize(
         worst = max(resized.errors, key=resized.errors.__getitem__)
         out.console.print(f"Wrote {output_dir}: {adapter} with rank {rank}.", markup=False)
         out.console.print(size_line(resized.adapter), markup=False)
-        out.console.print(
-            f"Lost: {resized.error:.2%} of the update's norm (Frobenius), most in {worst}: "
-            f"{resized.errors[worst]:.2%}.",
-            markup=False,
-        )
+        lost = f"{percent(resized.error)} of the update's norm (Frobenius), most in {worst}: "
+        out.console.print(f"Lost: {lost}{percent(resized.errors[worst])}.", markup=False)
         say(out, notices)
         figures = {"error": resized.error, "errors": resized.errors, "notices": notices}
         out.result({"directory": str(output_dir), "rank": rank, **sizes(resized.adapter), **figures})
@@ -290,6 +279,9 @@ def extract(
     json: JsonFlag = False,
 ) -> None:
     """Make an adapter of the difference of two full models, tensor by tensor, and say what it cannot hold."""
+    import math
+
+    from lorafit.cli.show_adapters import show_extracted
     from lorafit.lora import LoraConfig
     from lorafit.lora.stored import check_free
     from lorafit.lora.stored.extract import extract as differ
@@ -310,12 +302,8 @@ def extract(
         with out.progress("Comparing tensors", total) as advance:
             found = differ(before, after, config, read_before, read_after, on_parameter=lambda _: advance(1))
         notices = write(found.adapter, output_dir, [])
-        from lorafit.cli.show_adapters import show_extracted
-
         show_extracted(out.console, output_dir, size_line(found.adapter), found)
         say(out, notices)
-        import math
-
         left_out = {name: share if math.isfinite(share) else None for name, share in found.left_out.items()}
         figures = {"error": found.error, "errors": found.errors, "left_out": left_out}
         out.result({"directory": str(output_dir), "rank": rank, **sizes(found.adapter), **figures})

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from lorafit.lora.stored.extract import Extracted
+    from lorafit.lora.stored.merge import Merged
     from lorafit.lora.stored.summary import ModuleFigures, Summary
 
 SHOWN = 8  # parameters that are named in a list
@@ -30,7 +31,7 @@ def show_list(console: "Console", folder: Path, found: "Sequence[Summary]", brok
             table.add_column(heading, justify="right", no_wrap=True)
         for one in found:
             name = one.folder.relative_to(folder) if one.folder != folder else one.folder
-            where = f"[bold]{_safe(str(name))}[/]\n{_safe(one.base or 'unnamed')}, {_safe(_targets(one))}"
+            where = f"[bold]{_safe(str(name))}[/]\n{_safe(_base(one))}, {_safe(_targets(one))}"
             size = f"{one.parameters:,}\n{one.bytes / 1e6:,.1f} MB"
             table.add_row(where, f"{_span(one.r)}\n{_span(one.lora_alpha)}", size)
         console.print(table)
@@ -96,35 +97,70 @@ def _by_name(figures: "Sequence[ModuleFigures]") -> Table:
     return table
 
 
+def show_merged(console: "Console", merged: "Merged", method: str) -> None:
+    """How near the result is to the sum of what it was made of, and what could not be summed."""
+    if merged.distance < 1e-6:
+        text = "It is the weighted sum of the updates"
+    elif math.isfinite(merged.distance):
+        text = f"It differs from the weighted sum of the updates by {percent(merged.distance)} of its norm"
+    else:
+        text = "It differs from the weighted sum of the updates, which is zero"
+    if merged.distance >= 1e-6 and method in ("linear", "svd"):
+        text += f" ({'a larger --rank or ' if method == 'svd' else ''}--method cat is exact)"
+    console.print(f"{text}.", markup=False)
+    if merged.taken:
+        owners = ", ".join(sorted(set(merged.taken.values())))
+        console.print(f"Taken whole from {owners}, without a weight: {_some(list(merged.taken))}.", markup=False)
+
+
 def show_extracted(console: "Console", directory: Path, size: str, found: "Extracted") -> None:
     """What the adapter holds, what its rank loses, and what it cannot hold."""
     console.print(f"Wrote {directory}.", size, sep="\n", markup=False)
     worst = max(found.errors, key=found.errors.__getitem__)
     console.print(
-        f"Of the difference in these modules (norm {found.norm:.4g}) the rank loses {found.error:.2%}, most in "
-        f"{worst}: {found.errors[worst]:.2%}.",
+        f"Of the difference in these modules (norm {found.norm:.4g}) the rank loses {percent(found.error)}, most in "
+        f"{worst}: {percent(found.errors[worst])}.",
         markup=False,
     )
     if not found.left_out:
         console.print("The models differ in nothing else.", markup=False)
         return
-    ordered = sorted(found.left_out, key=found.left_out.__getitem__, reverse=True)
+    alike: dict[str, list[float]] = {}
+    for name, share in found.left_out.items():
+        alike.setdefault(".".join(name.split(".")[-2:]), []).append(share)
     console.print(
-        f"Not held: {len(ordered)} more parameters that differ, which are no targets. By their share of the base's "
-        "norm; --modules-to-save keeps modules whole, --target-modules adapts more:",
+        f"Not held: {len(found.left_out)} more parameters that differ. How much, of the base's norm (--modules-to-save "
+        "keeps modules whole, --target-modules adapts more, --json names each):",
         style="yellow",
         markup=False,
     )
-    for name in ordered[:SHOWN]:
-        share = found.left_out[name]
-        text = f"{share:.2%}" if math.isfinite(share) else "not in both models, of another shape, or zero in the base"
-        console.print(f"  {name}: {text}", markup=False)
-    if len(ordered) > SHOWN:
-        console.print(f"  and {len(ordered) - SHOWN} more (--json names all)", markup=False)
+    for name, shares in sorted(alike.items(), key=lambda item: -max(item[1])):
+        most = max(shares)
+        text = percent(most) if math.isfinite(most) else "not in both models, of another shape, or zero in the base"
+        count = f"{len(shares)} {name}: up to" if len(shares) > 1 else f"{name}:"
+        console.print(f"  {count} {text}", markup=False)
+
+
+def percent(share: float) -> str:
+    """With two digits after the point, and what is less said so."""
+    return f"{share:.2%}" if share == 0 or share >= 1e-4 else "less than 0.01%"
+
+
+def _base(one: "Summary") -> str:
+    """The base model's name, of a path its last part."""
+    base = one.base or "unnamed"
+    return Path(base).name if Path(base).is_absolute() else base
 
 
 def _targets(one: "Summary") -> str:
-    return ", ".join(f"{count} {name}" for name, count in one.targets.items())
+    """The adapted modules, those of which there are as many together: `18 each of q_proj, v_proj`."""
+    by_count: dict[int, list[str]] = {}
+    for name, count in one.targets.items():
+        by_count.setdefault(count, []).append(name)
+    return "; ".join(
+        f"{count} {names[0]}" if len(names) == 1 else f"{count} each of {', '.join(names)}"
+        for count, names in by_count.items()
+    )
 
 
 def _some(names: Sequence[str]) -> str:

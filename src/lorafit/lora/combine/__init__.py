@@ -81,6 +81,8 @@ class Combination:
             problems.append(f"majority_sign={self.majority_sign!r} must be 'total' or 'frequency'")
         elif self.majority_sign != "total" and "ties" not in self.method:
             problems.append(f"majority_sign={self.majority_sign!r} does nothing with {self.method}: leave it out")
+        if self.generator is not None and not self.method.startswith("dare"):
+            problems.append(f"a generator (a seed) does nothing with {self.method}, which draws nothing: leave it out")
         if problems:
             raise ConfigError("; ".join(problems))
 
