@@ -30,7 +30,7 @@ HEAVY = {
     "cli": {"torch", "transformers", "datasets", "pydantic", "numpy", "yaml", "matplotlib", "jinja2"},
     "__init__": {"torch", "transformers", "pydantic"},
 }
-EVERY_START_IMPORTS = {"main", "options", "output", "__init__"} | {
+EVERY_START_IMPORTS = {"main", "options", "output", "adapters", "adapter_files", "__init__"} | {
     file.stem for file in (PACKAGE / "cli").glob("*.py") if f"def {file.stem}(" in file.read_text()
 }
 

@@ -17,6 +17,7 @@ from lorafit.errors import (
 
 if TYPE_CHECKING:
     from lorafit.lora import (
+        Combination,
         LoraConfig,
         PeftModel,
         QuantizedMergeWarning,
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
         active_adapters,
         adapter_tensors,
         attach,
+        combine_adapters,
         count_parameters,
         delete_adapter,
         disabled,
@@ -49,6 +51,7 @@ if TYPE_CHECKING:
 __all__ = [
     "AdapterError",
     "AdapterFileError",
+    "Combination",
     "ConfigError",
     "DataError",
     "LoraConfig",
@@ -66,6 +69,7 @@ __all__ = [
     "active_adapters",
     "adapter_tensors",
     "attach",
+    "combine_adapters",
     "count_parameters",
     "delete_adapter",
     "disabled",

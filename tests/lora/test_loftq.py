@@ -21,7 +21,6 @@ from lorafit.lora import (
     save_adapter,
 )
 from lorafit.lora.base_weight import is_quantized, read_weight
-from lorafit.lora.loftq import truncated_svd
 from lorafit.lora.state import lora_layers
 from lorafit.models import load_model, original_weights, resolve
 
@@ -173,19 +172,6 @@ def test_gpt2_s_weights_are_turned_as_they_were_quantized(tmp_path):
     for name, layer in lora_layers(model):  # c_proj of the attention is square
         without, started, best = errors(layer, plain.state_dict()[f"{name}.weight"].T)
         assert best <= started * (1 + 1e-6) < without and started < 1.01 * best
-
-
-@pytest.mark.parametrize("shape", [(300, 200), (200, 300), (5, 40), (40, 3)])
-def test_the_truncated_decomposition_is_near_the_exact_one(shape):
-    matrix = torch.rand(shape, generator=torch.Generator().manual_seed(1)) - 0.5  # close singular values
-    U, S, V = truncated_svd(matrix, 8)
-    exact = torch.linalg.svdvals(matrix)[: len(S)]
-    assert len(S) == min(8, *shape)
-    torch.testing.assert_close(S, exact, rtol=1e-2, atol=0)
-    for vectors in (U.T, V):
-        torch.testing.assert_close(vectors @ vectors.T, torch.eye(len(S)), rtol=0, atol=1e-4)
-    residual = (matrix - U * S @ V).norm() ** 2
-    assert residual <= 1.001 * (matrix.norm() ** 2 - exact.square().sum()).clamp(min=0) + 1e-6
 
 
 def test_the_reader_finds_names_with_and_without_the_base_prefix(base, tmp_path):

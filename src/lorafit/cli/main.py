@@ -10,6 +10,7 @@ import typer
 import lorafit
 from lorafit.allocator import tune_torch
 from lorafit.cli import (
+    adapters,
     chat,
     check,
     compare,
@@ -48,6 +49,7 @@ for verb in (
     report.report, runs.runs, compare.compare, generate.generate, chat.chat, export.export,
 ):  # fmt: skip
     app.command()(verb)
+app.add_typer(adapters.app)
 
 
 def _show_version(wanted: bool) -> None:

@@ -13,6 +13,8 @@ if TYPE_CHECKING:
         print_trainable_parameters,
         set_adapter,
     )
+    from lorafit.lora.combine import Combination
+    from lorafit.lora.combining import combine_adapters
     from lorafit.lora.compat import PeftModel, get_peft_model
     from lorafit.lora.config import LoraConfig, TaskType
     from lorafit.lora.inject import TiedWeightsWarning, attach
@@ -29,6 +31,8 @@ _HOME = {
     "disabled": "adapters",
     "print_trainable_parameters": "adapters",
     "set_adapter": "adapters",
+    "Combination": "combine",
+    "combine_adapters": "combining",
     "PeftModel": "compat",
     "get_peft_model": "compat",
     "LoraConfig": "config",
@@ -50,6 +54,7 @@ _HOME = {
 }
 
 __all__ = [
+    "Combination",
     "LoraConfig",
     "PeftModel",
     "QuantizedMergeWarning",
@@ -59,6 +64,7 @@ __all__ = [
     "active_adapters",
     "adapter_tensors",
     "attach",
+    "combine_adapters",
     "count_parameters",
     "delete_adapter",
     "disabled",

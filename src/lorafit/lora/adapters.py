@@ -8,8 +8,10 @@ import torch.nn as nn
 from lorafit.errors import AdapterError
 from lorafit.lora.base_weight import weights_in
 from lorafit.lora.config import LoraConfig
+from lorafit.lora.layers import LoraLayer
 from lorafit.lora.merging import merge_again, unmerge
-from lorafit.lora.state import ATTRIBUTE, has_adapters, known, lora_layers, put_bias, saved_modules, state_of
+from lorafit.lora.saved_module import SavedModule
+from lorafit.lora.state import ATTRIBUTE, grafted_modules, has_adapters, known, put_bias, state_of
 
 
 def list_adapters(model: nn.Module) -> dict[str, LoraConfig]:
@@ -33,7 +35,11 @@ def set_adapter(model: nn.Module, names: str | list[str]) -> None:
     Raises:
         AdapterError: A name is unknown, the weights are merged, or two of them train the same bias or saved module.
     """
-    wanted = (names,) if isinstance(names, str) else tuple(names)
+    switch(model, (names,) if isinstance(names, str) else tuple(names))
+
+
+def switch(model: nn.Module, wanted: tuple[str, ...], *, also_train: bool = False) -> None:
+    """`set_adapter`; with `also_train` those that were loaded to be used train as well, as PEFT's do."""
     state = known(model, wanted)
     if len(set(wanted)) != len(wanted):
         raise AdapterError(f"an adapter can be active once only, got {list(wanted)}")
@@ -42,12 +48,15 @@ def set_adapter(model: nn.Module, names: str | list[str]) -> None:
     with_biases = [name for name in wanted if name in state.biases]
     if len(with_biases) > 1:
         raise AdapterError(f"adapters {with_biases} each bring biases of their own: only one of them can be active")
-    clashes = [name for name, module in saved_modules(model)
+    layers, saved = grafted_modules(model)
+    clashes = [name for name, module in saved.items()
                if sum(adapter in module.modules_to_save for adapter in wanted) > 1]  # fmt: skip
     if clashes:
         raise AdapterError(f"adapters {list(wanted)} each bring their own {', '.join(clashes)}: use one at a time")
     state.active = wanted
-    _apply(model)
+    if also_train:
+        state.trainable.update(wanted)
+    _apply(model, layers, saved)
 
 
 @contextlib.contextmanager
@@ -58,13 +67,13 @@ def disabled(model: nn.Module) -> Iterator[None]:
     if was_merged:
         unmerge(model)
     state.enabled = False
-    _apply(model)
+    _apply(model, *grafted_modules(model))
     try:
         yield
     finally:
         state.enabled = was_enabled
         if has_adapters(model):  # the last one may be deleted inside
-            _apply(model)
+            _apply(model, *grafted_modules(model))
             if was_merged:
                 merge_again(model)
 
@@ -79,10 +88,11 @@ def delete_adapter(model: nn.Module, name: str) -> None:
     if state.merged:
         raise AdapterError("the adapters are merged into the weights at present; unmerge before deleting")
     set_adapter(model, [active for active in state.active if active != name])
-    for _, layer in list(lora_layers(model)):
+    layers, saved = grafted_modules(model)
+    for layer in layers.values():
         if name in layer.lora_A:
             layer.remove_adapter(name)
-    for _, module in list(saved_modules(model)):
+    for module in saved.values():
         if name in module.modules_to_save:
             module.remove_adapter(name)
     del state.configs[name]
@@ -104,17 +114,21 @@ def print_trainable_parameters(model: nn.Module) -> None:
     print(f"trainable params: {trainable:,d} || all params: {total:,d} || trainable%: {100 * trainable / total:.4f}")
 
 
-def _apply(model: nn.Module) -> None:
+def _apply(model: nn.Module, layers: dict[str, LoraLayer], saved: dict[str, SavedModule]) -> None:
     """Bring layers, saved modules, biases and `requires_grad` in line with the state."""
     state = state_of(model)
     active = state.active if state.enabled else ()
-    for _, layer in lora_layers(model):
-        before, layer.lora_active = layer.lora_active, tuple(name for name in active if name in layer.lora_A)
-        for name in {*before, *layer.lora_active}:
-            trains = name in layer.lora_active and name in state.trainable
-            layer.lora_A[name].requires_grad_(trains)
-            layer.lora_B[name].requires_grad_(trains)
-    for _, module in saved_modules(model):
+    for layer in layers.values():
+        A, B, before = layer.lora_A, layer.lora_B, layer.lora_active
+        now = tuple(name for name in active if name in A)
+        if now != before:
+            layer.__dict__["lora_active"] = now  # as `layer.lora_active = now`, without torch's look at its kind
+        for name in {*before, *now}:
+            trains = name in now and name in state.trainable
+            for matrix in (A[name], B[name]):
+                if matrix.requires_grad != trains:
+                    matrix.requires_grad_(trains)
+    for module in saved.values():
         module.lora_active = active
         for name, trained in module.modules_to_save.items():
             trained.requires_grad_(name in active and name in state.trainable)

@@ -12,7 +12,9 @@ import torch.nn as nn
 from torch import Tensor
 
 from lorafit.errors import ConfigError
-from lorafit.lora import adapters, merging, peft_format
+from lorafit.lora import adapters, combining, merging, peft_format
+from lorafit.lora.adapters import switch
+from lorafit.lora.combine import Combination, MajoritySign
 from lorafit.lora.config import LoraConfig
 from lorafit.lora.graft import Graft, graft, ungraft
 from lorafit.lora.inject import attach
@@ -102,13 +104,46 @@ class PeftModel(Graft, nn.Module):
         peft_format.load_adapter(self, model_id, adapter_name, trainable=is_trainable)
         adapters.set_adapter(self, active)
 
+    def add_weighted_adapter(
+        self,
+        adapters: list[str],
+        weights: list[float],
+        adapter_name: str,
+        combination_type: str = "svd",
+        svd_rank: int | None = None,
+        svd_clamp: float | None = None,
+        svd_full_matrices: bool = True,
+        svd_driver: str | None = None,
+        density: float | None = None,
+        majority_sign_method: MajoritySign = "total",
+    ) -> None:
+        """Add an adapter made of others without activating it; see `lorafit.combine_adapters`.
+
+        Args:
+            adapters: Their names.
+            weights: A factor for each.
+            adapter_name: The name of the new one.
+            combination_type: "svd", "linear", "cat", "ties", "dare_linear", "dare_ties", "magnitude_prune", or one of
+                the last four with "_svd".
+            svd_rank: Rank of the result, where it is decomposed.
+            svd_clamp: Quantile to which the values of the result are cut, where it is decomposed.
+            svd_full_matrices: Accepted; the result is the same.
+            svd_driver: Accepted; the result is the same.
+            density: Share of the values that pruning keeps.
+            majority_sign_method: What ties count: "total" or "frequency".
+
+        Raises:
+            ConfigError: Settings that do not fit the method, or would do nothing.
+            AdapterError: The name is unknown or taken, or several adapters train the same module whole.
+        """
+        how = Combination(combination_type, density, svd_rank, majority_sign_method, svd_clamp)
+        active = self.active_adapters
+        combining.combine_adapters(self, adapters, weights, adapter_name, how)
+        switch(self, tuple(active))
+
     def set_adapter(self, adapter_name: str | list[str]) -> None:
-        """Use this adapter (or these) and no other."""
-        state = state_of(self)
-        names = [adapter_name] if isinstance(adapter_name, str) else adapter_name
-        adapters.set_adapter(self, names)
-        state.trainable.update(names)  # PEFT makes the active adapter trainable
-        adapters.set_adapter(self, names)
+        """Use this adapter (or these) and no other; as with PEFT it trains."""
+        switch(self, (adapter_name,) if isinstance(adapter_name, str) else tuple(adapter_name), also_train=True)
 
     def delete_adapter(self, adapter_name: str) -> None:
         """Remove an adapter; if no other was in use the first that is left comes into use, with a warning."""

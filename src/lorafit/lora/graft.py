@@ -76,6 +76,8 @@ def base_modules(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
             continue
         seen.add(module)
         yield name, module
+        if not module._modules:
+            continue
         added = module.GRAFTED_CHILDREN if isinstance(module, Graft) else ()
         children = [(f"{name}.{child}" if name else child, value) for child, value in module._modules.items()
                     if value is not None and child not in added]  # fmt: skip

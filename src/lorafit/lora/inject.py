@@ -143,7 +143,7 @@ def plan(model: nn.Module, config: LoraConfig, *, keep_ties: bool = True, strict
         scaling = variant_of(config).scaling(alpha, r)
         targets[name] = Target(modules[name], kind, r, scaling, kind.shapes(modules[name], r))
     _warn(config, targets, saved, tied)
-    return Plan(targets, saved, ties, _bias_names(modules, names, saved, config))
+    return Plan(targets, saved, ties, bias_names(modules, names, saved, config))
 
 
 def install(
@@ -261,7 +261,7 @@ def _warn(config: LoraConfig, targets: dict[str, Target], saved: list[str], tied
         warnings.warn("fan_in_fan_out=True has no effect: no target stores its weight as (in, out)", stacklevel=4)
 
 
-def _bias_names(modules: dict[str, nn.Module], targets: list[str], saved: list[str], config: LoraConfig) -> list[str]:
+def bias_names(modules: dict[str, nn.Module], targets: list[str], saved: list[str], config: LoraConfig) -> list[str]:
     """Names of the bias parameters that train with the adapter (those of saved modules train in their copy)."""
     if config.bias == "none":
         return []

@@ -92,11 +92,22 @@ def save_adapter(
     if state_dict is not None:
         names = {id(value): name for name, value in model.named_parameters()}
         tensors = {key: state_dict.get(names.get(id(value), ""), value) for key, value in tensors.items()}
-    tensors = {key: value.detach().cpu().clone().contiguous() for key, value in tensors.items()}
     folder = Path(directory)
     folder.mkdir(parents=True, exist_ok=True)
+    write_files(folder, state_of(model).configs[adapter_name], tensors)
+
+
+def write_files(folder: Path, config: LoraConfig, tensors: dict[str, Tensor]) -> None:
+    """Write the two files of an adapter into a folder; each is replaced whole or not at all.
+
+    Args:
+        folder: It exists.
+        config: The settings.
+        tensors: By their keys in PEFT's file.
+    """
+    tensors = {key: value.detach().cpu().clone().contiguous() for key, value in tensors.items()}
     _replace(folder / WEIGHTS_FILE, lambda path: save_file(tensors, path, metadata={"format": "pt"}))
-    text = json.dumps(config_to_peft(state_of(model).configs[adapter_name]), indent=2, sort_keys=True) + "\n"
+    text = json.dumps(config_to_peft(config), indent=2, sort_keys=True) + "\n"
     _replace(folder / CONFIG_FILE, lambda path: path.write_text(text, encoding="utf-8"))
 
 
@@ -119,7 +130,7 @@ def load_adapter(
     check_new_name(model, adapter_name)
     folder = find_adapter(directory)
     config = read_config(folder)
-    tensors = _read_tensors(folder / WEIGHTS_FILE)
+    tensors = read_tensors(folder / WEIGHTS_FILE)
     try:
         planned = plan(model, config, keep_ties=config.ensure_weight_tying, strict=False)
     except ConfigError as error:
@@ -209,7 +220,12 @@ def read_config(folder: Path) -> LoraConfig:
         raise AdapterFileError(f"{path}: {error}") from error
 
 
-def _read_tensors(path: Path) -> dict[str, Tensor]:
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """Every tensor of a file by its key.
+
+    Raises:
+        AdapterFileError: It is damaged.
+    """
     try:
         with safe_open(path, framework="pt") as file:
             return {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a dict)
@@ -297,7 +313,7 @@ def restore_adapter(model: nn.Module, directory: str | os.PathLike, adapter_name
     for name in ("lora_alpha", "alpha_pattern", "use_rslora"):  # the scaling; the rank shows in the shapes
         if (value := getattr(theirs, name)) != (own := getattr(ours, name)):
             raise AdapterFileError(f"{folder}: {name}={value!r}, but the adapter {adapter_name!r} has {own!r}")
-    tensors = _read_tensors(folder / WEIGHTS_FILE)
+    tensors = read_tensors(folder / WEIGHTS_FILE)
     first_of: dict[int, str] = {}
     ties = {key: first for key, value in parameters.items() if (first := first_of.setdefault(id(value), key)) != key}
     _check(folder, model, parameters, ties | {first: key for key, first in ties.items()}, tensors)

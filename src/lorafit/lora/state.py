@@ -82,3 +82,14 @@ def lora_layers(model: nn.Module) -> Iterator[tuple[str, LoraLayer]]:
 def saved_modules(model: nn.Module) -> Iterator[tuple[str, SavedModule]]:
     """The modules that are saved whole and their names."""
     return ((name, module) for name, module in base_modules(model) if isinstance(module, SavedModule))
+
+
+def grafted_modules(model: nn.Module) -> tuple[dict[str, LoraLayer], dict[str, SavedModule]]:
+    """Both of the above, in one walk: switching adapters is little else."""
+    layers, saved = {}, {}
+    for name, module in base_modules(model):
+        if isinstance(module, LoraLayer):
+            layers[name] = module
+        elif isinstance(module, SavedModule):
+            saved[name] = module
+    return layers, saved

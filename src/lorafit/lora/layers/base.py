@@ -55,6 +55,11 @@ class LoraLayer(Graft, nn.Module):
         """`B A` in the shape of this layer's weight."""
         raise NotImplementedError
 
+    @staticmethod
+    def as_matrix(weight: Tensor) -> Tensor:
+        """A weight of this kind as (outputs, inputs), to which `B A` with further dimensions flattened can be added."""
+        return weight.flatten(1)
+
     def factors(self, A: Tensor, B: Tensor) -> list[tuple[Tensor, Tensor]]:
         """Matrices (r, inputs) and (outputs, r) whose products hold each entry of `B A` once: a pair for each group."""
         return [(A.flatten(1), B.flatten(1))]

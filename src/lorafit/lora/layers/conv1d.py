@@ -34,3 +34,8 @@ class Layer(linear.Layer):
     def weight_update(self, A: Tensor, B: Tensor) -> Tensor:
         """(in, out)."""
         return (B @ A).T
+
+    @staticmethod
+    def as_matrix(weight: Tensor) -> Tensor:
+        """(out, in)."""
+        return weight.T

@@ -67,3 +67,8 @@ class Layer(LoraLayer):
             nn.init.normal_(A)
         else:
             nn.init.zeros_(A)
+
+    @staticmethod
+    def as_matrix(weight: Tensor) -> Tensor:
+        """(dim, vocab)."""
+        return weight.T

@@ -1,4 +1,7 @@
-"""Variants of LoRA, one file each, found by this folder: `matches(config)` and `scaling(alpha, r)`."""
+"""Variants of LoRA, one file each, found by this folder.
+
+Each has `matches(config)`, `scaling(alpha, r)` and its inverse `alpha(scaling, r)`.
+"""
 
 import importlib
 import pkgutil

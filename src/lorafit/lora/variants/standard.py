@@ -11,3 +11,8 @@ def matches(config: LoraConfig) -> bool:
 def scaling(alpha: float, r: int) -> float:
     """Factor on `B A x`."""
     return alpha / r
+
+
+def alpha(scaling: float, r: int) -> float:
+    """The `lora_alpha` that gives `scaling`."""
+    return scaling * r
