@@ -1,7 +1,6 @@
 """Which modules a `LoraConfig` names: matching by PEFT's rules, but nothing that matches nothing passes in silence."""
 
 import difflib
-import re
 from collections.abc import Callable, Iterable
 
 import torch.nn as nn
@@ -11,6 +10,7 @@ from lorafit.lora.architectures import DEFAULT_TARGETS, TASK_HEADS
 from lorafit.lora.config import LoraConfig
 from lorafit.lora.graft import base_modules
 from lorafit.lora.layers import conv1d, kind_of, linear
+from lorafit.patterns import fullmatch, match
 
 Rule = Callable[[Iterable[str], str], bool]
 
@@ -79,7 +79,7 @@ def all_linear(model: nn.Module, config: LoraConfig) -> list[str]:
 def matches(targets: Iterable[str], name: str) -> bool:
     """PEFT's rule for targets: a regular expression over the whole name, or a list of names and suffixes."""
     if isinstance(targets, str):
-        return re.fullmatch(targets, name) is not None
+        return fullmatch(targets, name) is not None
     return any(name == target or name.endswith(f".{target}") for target in targets)
 
 
@@ -98,7 +98,7 @@ def short_names(model: nn.Module, names: list[str], fits: Rule = matches) -> lis
 def pattern_value(patterns: dict, name: str, default):
     """The value of the first pattern that fits the end of `name` (PEFT's `rank_pattern`, `alpha_pattern`)."""
     for pattern, value in patterns.items():
-        if re.match(rf"(.*\.)?({pattern})$", name):
+        if match(rf"(.*\.)?({pattern})$", name):
             return value
     return default
 
@@ -132,10 +132,16 @@ def _layer_index(config: LoraConfig, name: str) -> int | None:
     """The number after the list of layers in `name`: `model.layers.3.mlp` -> 3."""
     patterns = config.layers_pattern or []
     for pattern in [patterns] if isinstance(patterns, str) else patterns:
-        if match := re.match(rf"(?:^|.*?\.){pattern}\.(\d+)\.", name):
-            return int(match[1])
-    match = None if patterns else re.match(r"(?:.*?\.)?[^.]*\.(\d+)\.", name)
-    return int(match[1]) if match else None
+        if found := match(rf"(?:^|.*?\.){pattern}\.(\d+)\.", name):
+            return _last_number(found)
+    found = None if patterns else match(r"(?:.*?\.)?[^.]*\.(\d+)\.", name)
+    return _last_number(found) if found else None
+
+
+def _last_number(found) -> int | None:
+    """Of a match, the last group: a pattern may have groups of its own."""
+    number = found[found.re.groups]
+    return int(number) if number is not None else None
 
 
 def _unmatched(targets: list[str] | str, modules: dict[str, nn.Module], field: str, fits: Rule = matches) -> list[str]:
@@ -165,7 +171,7 @@ def _idle_entries(config: LoraConfig, modules: dict[str, nn.Module]) -> list[str
         problems += [
             f"{field}: {pattern!r} matches no module; {_close(pattern, modules)}"
             for pattern in patterns
-            if not any(re.match(rf"(.*\.)?({pattern})$", name) for name in modules)
+            if not any(match(rf"(.*\.)?({pattern})$", name) for name in modules)
         ]
     if config.layers_to_transform is not None:
         wanted = config.layers_to_transform

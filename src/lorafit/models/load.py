@@ -13,6 +13,7 @@ from urllib.request import getproxies
 from lorafit.allocator import give_back_at_once
 from lorafit.collection import collection_paused
 from lorafit.errors import ConfigError, LorafitError, MissingExtraError, ModelError, PlanError
+from lorafit.models.guard import check_model
 from lorafit.models.quantize import (
     Quantize,
     check_quantized,
@@ -120,6 +121,7 @@ def load_classifier(
     device: "str | torch.device | None" = None,
     quantize: Quantize = "none",
     trust_remote_code: bool = False,
+    allow_pickle: bool = False,
 ) -> "tuple[PreTrainedModel, list[str]]":
     """Load the base model with a classifier's head on it, in evaluation mode.
 
@@ -131,6 +133,7 @@ def load_classifier(
         quantize: "nf4" or "int8" holds the linear layers but the head in 4 or 8 bits, one tensor after the other. A
             checkpoint that was saved in bitsandbytes' formats stays as it is.
         trust_remote_code: run the Python code that comes with the model.
+        allow_pickle: also take weights in PyTorch's pickle format, which can run code when they are read.
 
     Returns:
         The model, and the names of its modules that the checkpoint lacks: the head, freshly drawn from torch's default
@@ -140,13 +143,13 @@ def load_classifier(
         ModelError: not there, not readable, no classifier of its kind, weights of its body missing, or the hub cannot
             be reached.
     """
-    from transformers import AutoConfig, AutoModelForSequenceClassification
+    from transformers import AutoModelForSequenceClassification
 
     place = pick_device(device)
     torch_dtype = dtype_on(dtype, place)
     placement = _placement(place, quantize, torch_dtype, keep=CLASSIFIER_HEADS)
     with _explained(resolved, "classifier"), without_load_report():
-        config = AutoConfig.from_pretrained(resolved.path, trust_remote_code=trust_remote_code, **_source(resolved))
+        config = _config(resolved, trust_remote_code)
         if is_quantized_already(config, quantize, resolved.reference):
             placement["quantization_config"] = None
         config.id2label = dict(enumerate(labels))
@@ -157,7 +160,7 @@ def load_classifier(
                 resolved.path,
                 config=config,
                 dtype=torch_dtype,
-                use_safetensors=True,
+                use_safetensors=None if allow_pickle else True,
                 trust_remote_code=trust_remote_code,
                 ignore_mismatched_sizes=True,  # a head for other classes gives way to a fresh one
                 output_loading_info=True,
@@ -275,12 +278,22 @@ def _changes(config: "PreTrainedConfig", quantize: Quantize, dtype: "torch.dtype
     return quantize != "none" or config.dtype not in (None, dtype)
 
 
+def _config(resolved: ResolvedModel, trust_remote_code: bool) -> "PreTrainedConfig":
+    """The config of a model whose files were found to stay in their folder."""
+    from transformers import AutoConfig
+
+    source = _source(resolved)
+    config = AutoConfig.from_pretrained(resolved.path, trust_remote_code=trust_remote_code, **source)
+    check_model(resolved, config, source, trusted=trust_remote_code)
+    return config
+
+
 def _config_and_class(resolved: ResolvedModel, trust_remote_code: bool) -> "tuple[PreTrainedConfig, Any]":
     """The config, and the auto class of the kind that the checkpoint was saved as."""
-    from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoModelForSeq2SeqLM
+    from transformers import AutoModel, AutoModelForCausalLM, AutoModelForSeq2SeqLM
     from transformers.models.auto import modeling_auto
 
-    config = AutoConfig.from_pretrained(resolved.path, trust_remote_code=trust_remote_code, **_source(resolved))
+    config = _config(resolved, trust_remote_code)
     saved_as = set(config.architectures or [])
     if saved_as & set(modeling_auto.MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES.values()):
         return config, AutoModelForSeq2SeqLM
@@ -359,7 +372,10 @@ def _explained(resolved: ResolvedModel, what: str) -> Iterator[None]:
         elif "trust_remote_code" in str(error):
             line = "carries its own Python code; if you trust its authors, set model.trust_remote_code to true"
         elif "safetensors" in str(error):
-            line = "has no safetensors weights (pickled ones can run code): convert it, or take a copy that has them"
+            line = (
+                "has no safetensors weights, and pickled ones can run code: convert it, take a copy that has them, or, "
+                "if you trust its authors, set model.allow_pickle to true"
+            )
         else:
             line = f"cannot be loaded as a {what}: {' '.join(str(error).split())}"
         raise ModelError(f"{resolved.reference} {line}") from error
