@@ -77,6 +77,9 @@ def _read_json(path: Path, problems: list[str]) -> Iterator[Record]:
         else:
             problems.append(f"{path}:{error.lineno}: not JSON: {error.msg} (column {error.colno})")
         return
+    except ValueError:  # Python reads no more than 4,300 digits
+        problems.append(f"{path}: holds a number of thousands of digits; write it as a text")
+        return
     except RecursionError:
         problems.append(f"{path}: nested too deeply to be training rows")
         return
@@ -178,6 +181,9 @@ def _object(where: str, line: str, problems: list[str]) -> dict[str, Any] | None
         value = json.loads(line)
     except json.JSONDecodeError as error:
         problems.append(f"{where}: not JSON: {error.msg} (column {error.colno})")
+        return None
+    except ValueError:  # Python reads no more than 4,300 digits
+        problems.append(f"{where}: holds a number of thousands of digits; write it as a text")
         return None
     except RecursionError:
         problems.append(f"{where}: nested too deeply to be a training row")

@@ -124,6 +124,8 @@ def load_recipe(path: str | Path | None = None, sets: Sequence[str] = (), **flag
 
 def _read(path: Path) -> tuple[Any, yaml_text.Line]:
     try:
+        if path.stat().st_size > 4 * yaml_text.LONGEST:  # bytes; parse counts characters
+            raise ConfigError(f"{path} has {path.stat().st_size / 1e6:,.0f} MB: it is no recipe")
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
         close = difflib.get_close_matches(path.name, [p.name for p in path.parent.glob("*.y*ml")], 1, 0.5)

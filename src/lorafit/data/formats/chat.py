@@ -56,6 +56,8 @@ def _message(item: Any) -> Message:
         raise DataError(f"role {role!r} is not one of {', '.join(ROLES)}")
     message: Message = {"role": ROLES[role], "content": text_of(item.get("content"))}
     calls = item.get("tool_calls") or ([{"function": item["function_call"]}] if item.get("function_call") else [])
+    if not isinstance(calls, list):
+        raise DataError(f"tool_calls is {type(calls).__name__}, not a list")
     if calls:
         message["tool_calls"] = [_call(call) for call in calls]
     for key in ("name", "tool_call_id", "reasoning_content"):
