@@ -17,12 +17,73 @@ from typing import Any
 import hypothesis.strategies as st
 
 NASTY = (
-    "", " ", "\0", "a\0b", "\ud800", "\udfff{{", "\ufeff", "\u202e", "\x1b[2J", "\r", "null", "NaN", "-1", "1e999", "0x10", "~", "~nobody/x",
-    "/", "..", "../../x", "/etc/passwd", "C:\\x", "a" * 300, "x/" * 200, "{{ 1 }}", "{%", "(a+)+$", "(", "[", "(?i)x", "*", "\\", ".*" * 20,
-    "all-linear", "q_proj", "model", "<s>", "</s>", "!!python/object:os.system", "&a", "*a", "a=b", "hf_" + "a" * 34,
-)  # fmt: skip
-RAW = (b"1" * 5000, b"[" * 3000, b"{" * 500, b'{"a":' * 2000, b"\xff\xfe", b"\xef\xbb\xbf", b"\0" * 16, b"\xff" * 8, b"1e400",
-       b"\\ud800", b'"', b"\n", b"- " * 200, b"&a [*a]", b"!!int x", b"? a", b"<<: *x", b"\xf4\x90\x80\x80", b"---\n", b",", b"\r")  # fmt: skip
+    "",
+    " ",
+    "\0",
+    "a\0b",
+    "\ud800",
+    "\udfff{{",
+    "\ufeff",
+    "\u202e",
+    "\x1b[2J",
+    "\r",
+    "null",
+    "NaN",
+    "-1",
+    "1e999",
+    "0x10",
+    "~",
+    "~nobody/x",
+    "/",
+    "..",
+    "../../x",
+    "/etc/passwd",
+    "C:\\x",
+    "a" * 300,
+    "x/" * 200,
+    "{{ 1 }}",
+    "{%",
+    "(a+)+$",
+    "(",
+    "[",
+    "(?i)x",
+    "*",
+    "\\",
+    ".*" * 20,
+    "all-linear",
+    "q_proj",
+    "model",
+    "<s>",
+    "</s>",
+    "!!python/object:os.system",
+    "&a",
+    "*a",
+    "a=b",
+    "hf_" + "a" * 34,
+)
+RAW = (
+    b"1" * 5000,
+    b"[" * 3000,
+    b"{" * 500,
+    b'{"a":' * 2000,
+    b"\xff\xfe",
+    b"\xef\xbb\xbf",
+    b"\0" * 16,
+    b"\xff" * 8,
+    b"1e400",
+    b"\\ud800",
+    b'"',
+    b"\n",
+    b"- " * 200,
+    b"&a [*a]",
+    b"!!int x",
+    b"? a",
+    b"<<: *x",
+    b"\xf4\x90\x80\x80",
+    b"---\n",
+    b",",
+    b"\r",
+)
 numbers = st.one_of(
     st.integers(-2, 3), st.sampled_from([2**31, 2**63, -(2**63), 10**12, 10**400, 0.5, 1e308, -0.0]), st.floats()
 )
@@ -30,9 +91,7 @@ texts = st.one_of(st.sampled_from(NASTY), st.text(max_size=8))
 leaves = st.one_of(st.none(), st.booleans(), numbers, texts)
 values = st.recursive(
     leaves,
-    lambda inner: st.one_of(
-        st.lists(inner, max_size=3), st.dictionaries(texts, inner, max_size=3)
-    ),
+    lambda inner: st.one_of(st.lists(inner, max_size=3), st.dictionaries(texts, inner, max_size=3)),
     max_leaves=5,
 )
 
@@ -44,11 +103,11 @@ def as_json(value: Any) -> bytes:
 
 def objects(keys: Sequence[str], special: dict[str, st.SearchStrategy], known: Any = values) -> st.SearchStrategy:
     """Objects with a few of the keys that the reader knows, and perhaps another."""
-    entries = [
-        st.tuples(st.just(key), special.get(key, known)) for key in keys
-    ]
+    entries = [st.tuples(st.just(key), special.get(key, known)) for key in keys]
     few = st.lists(st.one_of(entries), max_size=4).map(dict)
-    return st.one_of(few, few, few, st.builds(lambda own, other: {**own, **other}, few, st.dictionaries(texts, values, max_size=1)))
+    return st.one_of(
+        few, few, few, st.builds(lambda own, other: {**own, **other}, few, st.dictionaries(texts, values, max_size=1))
+    )
 
 
 def changed(seeds: Sequence[bytes]) -> st.SearchStrategy[bytes]:
@@ -62,8 +121,19 @@ def changed(seeds: Sequence[bytes]) -> st.SearchStrategy[bytes]:
 def variants(content: bytes, number: int) -> list[bytes]:
     """A content and `number` more that differ from it in a few bytes, always the same ones."""
     draw = random.Random(content)
-    return [content, *(_edited(content, [(draw.choice("iodct"), draw.randrange(1 << 16), draw.choice([*RAW, draw.randbytes(3)]))
-                                         for _ in range(draw.randint(1, 3))]) for _ in range(number))]  # fmt: skip
+    return [
+        content,
+        *(
+            _edited(
+                content,
+                [
+                    (draw.choice("iodct"), draw.randrange(1 << 16), draw.choice([*RAW, draw.randbytes(3)]))
+                    for _ in range(draw.randint(1, 3))
+                ],
+            )
+            for _ in range(number)
+        ),
+    ]
 
 
 def _edited(content: bytes, edits: list[tuple[str, int, bytes]]) -> bytes:
@@ -128,12 +198,37 @@ messages = st.lists(
     ),
     max_size=3,
 )
-ROW_KEYS = ["messages", "conversations", "tools", "system", "instruction", "input", "output", "history", "prompt", "completion", "text",
-            "label", "premise", "hypothesis", "chosen", "rejected", "question", "answer"]  # fmt: skip
+ROW_KEYS = [
+    "messages",
+    "conversations",
+    "tools",
+    "system",
+    "instruction",
+    "input",
+    "output",
+    "history",
+    "prompt",
+    "completion",
+    "text",
+    "label",
+    "premise",
+    "hypothesis",
+    "chosen",
+    "rejected",
+    "question",
+    "answer",
+]
 ROW_SPECIAL = {
-    "messages": messages, "conversations": messages, "tools": st.lists(values, max_size=2), "prompt": texts, "completion": texts,
-    "instruction": texts, "output": texts, "text": texts, "label": leaves,
-}  # fmt: skip
+    "messages": messages,
+    "conversations": messages,
+    "tools": st.lists(values, max_size=2),
+    "prompt": texts,
+    "completion": texts,
+    "instruction": texts,
+    "output": texts,
+    "text": texts,
+    "label": leaves,
+}
 rows = objects(ROW_KEYS, ROW_SPECIAL, leaves)
 GOOD_ROWS = [
     {"messages": [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "ho"}]},
@@ -235,14 +330,25 @@ def recipe_files(suffix: str) -> st.SearchStrategy[bytes]:
     from lorafit.recipe.explain import PATHS, SECTIONS
 
     sections = {
-        section: st.one_of(values, st.dictionaries(
-            st.sampled_from([path.partition(".")[2] for path in PATHS if path.startswith(f"{section}.")] + ["rank"]), values, max_size=3))
+        section: st.one_of(
+            values,
+            st.dictionaries(
+                st.sampled_from(
+                    [path.partition(".")[2] for path in PATHS if path.startswith(f"{section}.")] + ["rank"]
+                ),
+                values,
+                max_size=3,
+            ),
+        )
         for section in SECTIONS
-    }  # fmt: skip
+    }
     flat = st.dictionaries(st.sampled_from([*ALIASES, *SAME_HERE, *NO_COUNTERPART, "task", "r"]), values, max_size=3)
     base = {"model": {"name": "m/n"}, "data": {"train_files": ["x.jsonl"]}}
     made = st.builds(lambda own, other: {**base, **own, **other}, st.fixed_dictionaries({}, optional=sections), flat)
-    seeds = [commented_recipe().encode(), yaml_text.dump(base | {"lora": {"r": 8, "target_modules": ["a", "b"]}}).encode()]
+    seeds = [
+        commented_recipe().encode(),
+        yaml_text.dump(base | {"lora": {"r": 8, "target_modules": ["a", "b"]}}).encode(),
+    ]
     return st.one_of(made.map(as_json), changed(seeds), changed(seeds[1:]), st.binary(max_size=60))
 
 
@@ -296,10 +402,14 @@ def adapter_files(suffix: str) -> st.SearchStrategy[bytes]:
     header, body = json.loads(seed[8 : 8 + length]), seed[8 + length :]
     keys = [key for key in header if key != "__metadata__"]
     sizes = st.one_of(st.lists(st.one_of(st.integers(0, 16), numbers), max_size=5), values)
-    entries = objects(["dtype", "shape", "data_offsets"], {
-        "dtype": st.sampled_from(["F32", "F64", "BF16", "I64", "BOOL", "F8_E4M3", "U8", "F4", "C64"]), "shape": sizes,
-        "data_offsets": st.lists(st.one_of(st.integers(0, len(body)), numbers), max_size=3),
-    })  # fmt: skip
+    entries = objects(
+        ["dtype", "shape", "data_offsets"],
+        {
+            "dtype": st.sampled_from(["F32", "F64", "BF16", "I64", "BOOL", "F8_E4M3", "U8", "F4", "C64"]),
+            "shape": sizes,
+            "data_offsets": st.lists(st.one_of(st.integers(0, len(body)), numbers), max_size=3),
+        },
+    )
     replaced = st.dictionaries(st.sampled_from([*keys, "base_model.model.model.norm.bias", "x"]), entries, max_size=2)
     shapes = st.dictionaries(st.sampled_from(keys), sizes, max_size=2)
 
@@ -308,7 +418,9 @@ def adapter_files(suffix: str) -> st.SearchStrategy[bytes]:
         return _safetensors(merged, body[: len(body) - cut], claimed)
 
     claims = st.one_of(st.none(), st.none(), st.integers(0, 2**64))
-    return st.one_of(st.builds(made, replaced, shapes, claims, st.integers(0, 8)), changed([seed]), st.binary(max_size=60))
+    return st.one_of(
+        st.builds(made, replaced, shapes, claims, st.integers(0, 8)), changed([seed]), st.binary(max_size=60)
+    )
 
 
 def read_adapter(content: bytes, suffix: str) -> None:
@@ -320,10 +432,16 @@ def config_files(suffix: str) -> st.SearchStrategy[bytes]:
     """Configs of adapters: PEFT's and other keys with values of any kind."""
     seed = adapter_seed()[0]
     known = json.loads(seed)
-    own = objects([*known, "use_dora", "peft_version", "trainable_token_indices"], {
-        "target_modules": st.one_of(texts, st.lists(texts, max_size=3)), "r": st.sampled_from([1, 2, 10**9]),
-        "rank_pattern": st.dictionaries(texts, numbers, max_size=2), "layers_pattern": texts, "layers_to_transform": numbers,
-    })  # fmt: skip
+    own = objects(
+        [*known, "use_dora", "peft_version", "trainable_token_indices"],
+        {
+            "target_modules": st.one_of(texts, st.lists(texts, max_size=3)),
+            "r": st.sampled_from([1, 2, 10**9]),
+            "rank_pattern": st.dictionaries(texts, numbers, max_size=2),
+            "layers_pattern": texts,
+            "layers_to_transform": numbers,
+        },
+    )
     made = own.map(lambda new: as_json({**known, **new}))
     return st.one_of(made, made, own.map(as_json), values.map(as_json), changed([seed]), st.binary(max_size=60))
 
@@ -347,7 +465,9 @@ def _load(config: bytes, tensors: bytes) -> None:
 # --- GGUF, shard indices, templates -----------------------------------------------------------------------------------
 
 
-def _gguf(pairs: list[tuple[str, int, bytes]], tensors: list[tuple[str, list[int], int, int]], counts: tuple[int, int]) -> bytes:
+def _gguf(
+    pairs: list[tuple[str, int, bytes]], tensors: list[tuple[str, list[int], int, int]], counts: tuple[int, int]
+) -> bytes:
     def text(value: str) -> bytes:
         raw = value.encode("utf-8", "surrogatepass")
         return struct.pack("<Q", len(raw)) + raw
@@ -364,15 +484,29 @@ def _gguf(pairs: list[tuple[str, int, bytes]], tensors: list[tuple[str, list[int
 def gguf_files(suffix: str) -> st.SearchStrategy[bytes]:
     """Heads of GGUF files."""
     good = ("general.architecture", 8, struct.pack("<Q", 5) + b"llama")
-    seed = _gguf([good, ("llama.rope.scaling.factor", 6, struct.pack("<f", 1.0)),
-                  ("tokens", 9, struct.pack("<IQ", 8, 2) + (struct.pack("<Q", 1) + b"a") * 2)],
-                 [("token_embd.weight", [2, 3], 0, 0)], (0, 0))  # fmt: skip
-    value = st.one_of(st.binary(max_size=24), st.sampled_from([struct.pack("<IQ", 9, 1) * 30, struct.pack("<IQ", 8, 2**60), b"\xff" * 16]))
+    seed = _gguf(
+        [
+            good,
+            ("llama.rope.scaling.factor", 6, struct.pack("<f", 1.0)),
+            ("tokens", 9, struct.pack("<IQ", 8, 2) + (struct.pack("<Q", 1) + b"a") * 2),
+        ],
+        [("token_embd.weight", [2, 3], 0, 0)],
+        (0, 0),
+    )
+    value = st.one_of(
+        st.binary(max_size=24),
+        st.sampled_from([struct.pack("<IQ", 9, 1) * 30, struct.pack("<IQ", 8, 2**60), b"\xff" * 16]),
+    )
     pair = st.tuples(texts, st.integers(0, 13), value)
     tensor = st.tuples(texts, st.lists(st.integers(0, 2**64), max_size=6), st.integers(0, 40), st.integers(0, 2**64))
     extra = st.sampled_from([0, 0, 0, 1, 2**40, 2**63])
-    made = st.builds(lambda some, more, *counts: _gguf([good, *some], more, counts),
-                     st.lists(pair, max_size=2), st.lists(tensor, max_size=2), extra, extra)  # fmt: skip
+    made = st.builds(
+        lambda some, more, *counts: _gguf([good, *some], more, counts),
+        st.lists(pair, max_size=2),
+        st.lists(tensor, max_size=2),
+        extra,
+        extra,
+    )
     return st.one_of(made, changed([seed]), st.binary(max_size=60).map(lambda rest: b"GGUF" + rest))
 
 
@@ -388,8 +522,11 @@ def read_gguf(content: bytes, suffix: str) -> None:
 def index_files(suffix: str) -> st.SearchStrategy[bytes]:
     """Shard indices."""
     places = st.dictionaries(texts, st.one_of(texts, st.just("model-1.safetensors"), values), max_size=3)
-    return st.one_of(st.one_of(places, values).map(lambda places: as_json({"weight_map": places})), values.map(as_json),
-                     st.binary(max_size=60))  # fmt: skip
+    return st.one_of(
+        st.one_of(places, values).map(lambda places: as_json({"weight_map": places})),
+        values.map(as_json),
+        st.binary(max_size=60),
+    )
 
 
 def read_index(content: bytes, suffix: str) -> None:
@@ -402,12 +539,40 @@ def read_index(content: bytes, suffix: str) -> None:
         assert place.parent.resolve().is_relative_to(folder().resolve()) and ".." not in place.parts
 
 
-PIECES = ("{{ messages }}", "{% for m in messages %}", "{% endfor %}", "{{ m.content }}", "{{ m['role'] }}", "{{ ''.__class__ }}",
-          "{{ self }}", "{% set ns = namespace(a=1) %}", "{% macro f(n) %}{{ f(n) }}{% endmacro %}", "{{ f(1) }}", "{{ 1/0 }}",
-          "{{ eos_token }}", "{% if add_generation_prompt %}", "{% endif %}", "{{ messages|tojson }}", "{{ raise_exception('no') }}",
-          "{{ 'a' * 99 }}", "{{ strftime_now('%Y') }}", "{% include 'x' %}", "{% break %}", "{{ range(9)|list }}", "{{ x.y.z }}",
-          "{{ messages[0]['content'] }}", "{{ messages[-1].content + eos_token }}", "{# c #}", "{% generation %}", "{% endgeneration %}",
-          "{{ '%s' % messages }}", "{{ loop.index }}", "{{ ['a']|join('x')|center(99) }}", "{{ cycler }}", "{{ lipsum() }}")  # fmt: skip
+PIECES = (
+    "{{ messages }}",
+    "{% for m in messages %}",
+    "{% endfor %}",
+    "{{ m.content }}",
+    "{{ m['role'] }}",
+    "{{ ''.__class__ }}",
+    "{{ self }}",
+    "{% set ns = namespace(a=1) %}",
+    "{% macro f(n) %}{{ f(n) }}{% endmacro %}",
+    "{{ f(1) }}",
+    "{{ 1/0 }}",
+    "{{ eos_token }}",
+    "{% if add_generation_prompt %}",
+    "{% endif %}",
+    "{{ messages|tojson }}",
+    "{{ raise_exception('no') }}",
+    "{{ 'a' * 99 }}",
+    "{{ strftime_now('%Y') }}",
+    "{% include 'x' %}",
+    "{% break %}",
+    "{{ range(9)|list }}",
+    "{{ x.y.z }}",
+    "{{ messages[0]['content'] }}",
+    "{{ messages[-1].content + eos_token }}",
+    "{# c #}",
+    "{% generation %}",
+    "{% endgeneration %}",
+    "{{ '%s' % messages }}",
+    "{{ loop.index }}",
+    "{{ ['a']|join('x')|center(99) }}",
+    "{{ cycler }}",
+    "{{ lipsum() }}",
+)
 
 
 def template_files(suffix: str) -> st.SearchStrategy[bytes]:

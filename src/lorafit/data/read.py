@@ -150,7 +150,7 @@ def _read_parquet(path: Path, problems: list[str]) -> Iterator[Record]:
         batches = pyarrow.parquet.ParquetFile(path).iter_batches()
         for number, row in enumerate((row for batch in batches for row in batch.to_pylist()), start=1):
             yield Record(f"{path} row {number}", row)
-    except (pa.ArrowException, OSError) as error:
+    except (pa.ArrowException, OSError, ValueError, OverflowError) as error:  # also names and texts that are not UTF-8
         problems.append(f"{path}: not a readable Parquet file: {error}")
 
 

@@ -4,6 +4,8 @@ transformers takes the names in a shard index, in `transformers_weights` of a co
 are, reads a shard that is no safetensors file as a pickle, and fetches the program that `attn_implementation` names.
 """
 
+import logging
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +18,27 @@ if TYPE_CHECKING:
 
 INDEX = "model.safetensors.index.json"
 PICKLED_INDEX = "pytorch_model.bin.index.json"  # read only where pickles are allowed
+
+_log = logging.getLogger(__name__)
+
+
+@cache
+def announce(line: str) -> None:
+    """Say once what a setting lets a model do."""
+    _log.warning(line)
+
+
+def announce_code(reference: str) -> None:
+    """Say that code of the model runs."""
+    announce(f"model.trust_remote_code is on: Python code that comes with {reference} runs here, with your rights.")
+
+
+def announce_pickle(reference: str) -> None:
+    """Say that a pickle may be read."""
+    announce(
+        f"model.allow_pickle is on: where {reference} has no safetensors its weights are read from a pickle, which can "
+        "run code."
+    )
 
 
 def check_model(resolved: ResolvedModel, config: "PreTrainedConfig", source: dict[str, Any], trusted: bool) -> None:

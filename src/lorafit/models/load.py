@@ -13,7 +13,7 @@ from urllib.request import getproxies
 from lorafit.allocator import give_back_at_once
 from lorafit.collection import collection_paused
 from lorafit.errors import ConfigError, LorafitError, MissingExtraError, ModelError, PlanError
-from lorafit.models.guard import check_model
+from lorafit.models.guard import announce_code, announce_pickle, check_model
 from lorafit.models.quantize import (
     Quantize,
     check_quantized,
@@ -50,6 +50,8 @@ def load_tokenizer(resolved: ResolvedModel, *, trust_remote_code: bool = False) 
     """
     from transformers import AutoTokenizer
 
+    if trust_remote_code:
+        announce_code(resolved.reference)
     with _explained(resolved, "tokenizer"), collection_paused():
         tokenizer = AutoTokenizer.from_pretrained(
             resolved.path, trust_remote_code=trust_remote_code, **_source(resolved)
@@ -88,6 +90,8 @@ def load_model(
     place = pick_device(device)
     torch_dtype = dtype_on(dtype, place)
     placement = _placement(place, quantize, torch_dtype)
+    if allow_pickle:
+        announce_pickle(resolved.reference)
     with _explained(resolved, "model"):
         config, auto = _config_and_class(resolved, trust_remote_code)
         if is_quantized_already(config, quantize, resolved.reference):
@@ -148,6 +152,8 @@ def load_classifier(
     place = pick_device(device)
     torch_dtype = dtype_on(dtype, place)
     placement = _placement(place, quantize, torch_dtype, keep=CLASSIFIER_HEADS)
+    if allow_pickle:
+        announce_pickle(resolved.reference)
     with _explained(resolved, "classifier"), without_load_report():
         config = _config(resolved, trust_remote_code)
         if is_quantized_already(config, quantize, resolved.reference):
@@ -282,6 +288,8 @@ def _config(resolved: ResolvedModel, trust_remote_code: bool) -> "PreTrainedConf
     """The config of a model whose files were found to stay in their folder."""
     from transformers import AutoConfig
 
+    if trust_remote_code:
+        announce_code(resolved.reference)
     source = _source(resolved)
     config = AutoConfig.from_pretrained(resolved.path, trust_remote_code=trust_remote_code, **source)
     check_model(resolved, config, source, trusted=trust_remote_code)
@@ -331,7 +339,11 @@ def _source(resolved: ResolvedModel) -> dict[str, Any]:
 
 
 def _hub_answers() -> bool:
-    """Whether the hub's name can be looked up; without this, being offline costs a minute of retries."""
+    """Whether the hub may be asked and its name can be looked up; else being offline costs a minute of retries."""
+    from huggingface_hub.constants import is_offline_mode
+
+    if is_offline_mode():  # HF_HUB_OFFLINE
+        return False
     host = urlsplit(os.environ.get("HF_ENDPOINT", "https://huggingface.co")).hostname
     if "https" in getproxies() or "all" in getproxies():
         return True  # the proxy looks names up
@@ -365,9 +377,12 @@ def _explained(resolved: ResolvedModel, what: str) -> Iterator[None]:
         elif any(issubclass(kind, RepositoryNotFoundError) for kind in kinds):
             line = "is not at the hub (or is private: `hf auth login`), and there is no such directory here"
         elif any(issubclass(kind, LocalEntryNotFoundError) for kind in kinds):
+            from huggingface_hub.constants import is_offline_mode
+
+            why = "HF_HUB_OFFLINE is set: unset it" if is_offline_mode() else "the hub cannot be reached: go online"
             line = (
-                "is not in the hub's cache on this machine, and the hub cannot be reached: go online, give a directory "
-                "or a GGUF file, or try demo:gemma-3-270m"
+                f"is not in the hub's cache on this machine, and {why}, give a directory or a GGUF file, or try "
+                "demo:gemma-3-270m"
             )
         elif "trust_remote_code" in str(error):
             line = "carries its own Python code; if you trust its authors, set model.trust_remote_code to true"

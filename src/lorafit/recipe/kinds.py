@@ -13,7 +13,8 @@ from lorafit.untrusted import short
 class Settings(BaseModel):
     """One section: no unknown key, no silent conversion ("3" is not 3, true is not 1), no later change."""
 
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False, validate_default=True)
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False, validate_default=True,
+                              hide_input_in_errors=True)  # fmt: skip
 
 
 def one_or_list(value: Any) -> Any:

@@ -26,6 +26,7 @@ from lorafit.recipe.explain import (
     unknown,
 )
 from lorafit.recipe.settings import Recipe
+from lorafit.redact import redacted
 
 
 @dataclass
@@ -115,7 +116,8 @@ def load_recipe(path: str | Path | None = None, sets: Sequence[str] = (), **flag
     recipe = _validate(reader)
     if reader.problems:
         count = "1 problem" if len(reader.problems) == 1 else f"{len(reader.problems)} problems"
-        raise ConfigError(f"The recipe has {count}:\n" + "\n".join(f"  {line}" for line in reader.problems))
+        lines = "\n".join(f"  {line}" for line in reader.problems)
+        raise ConfigError(redacted(f"The recipe has {count}:\n{lines}"))
     assert recipe is not None
     _note_unused_share(reader)
     recipe._notes = tuple(reader.notes)
