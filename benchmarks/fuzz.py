@@ -109,11 +109,11 @@ def main() -> None:
     chosen = parser.parse_args()
     warnings.simplefilter("ignore")
     logging.disable(logging.CRITICAL)
-    found = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
     for name in chosen.only or TARGETS:
         result = fuzz(name, chosen.inputs, chosen.keep)
         print(name, json.dumps(result), flush=True)
         if chosen.inputs >= 100_000:
+            found = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
             found |= {"machine": machine(), "readers": {**found.get("readers", {}), name: result}}
             RESULTS.write_text(json.dumps(found, indent=1) + "\n")
 

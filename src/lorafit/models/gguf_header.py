@@ -82,6 +82,8 @@ class _Cursor:
         for _ in range(count):
             if kind == _STRING:
                 self.at += 8 + struct.unpack_from("<Q", self.data, self.at)[0]
+                if self.at > len(self.data):
+                    raise ValueError("a text ends after the file")
             else:
                 self.skip_array(depth + 1)
 
