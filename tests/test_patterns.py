@@ -28,7 +28,7 @@ def test_they_mean_what_they_mean_in_re(pattern):
         assert (found and (found.span(), found.groups())) == (theirs and (theirs.span(), theirs.groups()))
 
 
-atoms = st.sampled_from(list("abcq_.") + [r"\.", r"\d", r"\w", ".", "[a-q]", "[^a]", "(?:ab|a)", "(a|b)", "^", "$", r"\b"])
+atoms = st.sampled_from([*"abcq_.", r"\.", r"\d", r"\w", ".", "[a-q]", "[^a]", "(?:ab|a)", "(a|b)", "^", "$", r"\b"])
 pieces = st.builds(str.__add__, atoms, st.sampled_from(["", "", "*", "+", "?", "{1,2}", "*?"]))
 
 

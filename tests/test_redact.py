@@ -96,4 +96,6 @@ def test_a_traceback_and_a_warning_of_the_program_hide_them(monkeypatch):
     )
     ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert ended.returncode == 1 and "KeyError: '***'" in ended.stderr and "UserWarning: ***" in ended.stderr
-    assert ended.stderr.count(PLANTED) == 0 or all(PLANTED in line for line in ended.stderr.splitlines() if "-c" in line)
+    assert ended.stderr.count(PLANTED) == 0 or all(
+        PLANTED in line for line in ended.stderr.splitlines() if "-c" in line
+    )

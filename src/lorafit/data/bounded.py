@@ -102,15 +102,17 @@ def bounded(render: Callable[[], Result], what: str) -> Result:
     Raises:
         TemplateTooLongError: It was stopped.
     """
-    rendering = _Rendering()
+    rendering, arrived, waited = _Rendering(), False, 0.0
     try:
         try:
             _watch.add(rendering)
             return render()
+        except _Late:
+            arrived = True
+            raise
         finally:
             _watch.remove(rendering)
-            waited = 0.0
-            while rendering.stopped and waited < 1:  # the exception is on its way, and must not arrive later
+            while rendering.stopped and not arrived and waited < 1:  # on its way, and must not arrive later
                 time.sleep(0.001)
                 waited += 0.001
     except _Late:

@@ -4,6 +4,7 @@ import csv
 import difflib
 import io
 import json
+import os
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import Any
 from lorafit.data.formats import raise_all
 from lorafit.data.rows import Record
 from lorafit.errors import DataError
+from lorafit.untrusted import short
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 
@@ -37,7 +39,7 @@ def records(files: Sequence[str]) -> Iterator[Record]:
         raise DataError("no training files were given")
     problems: list[str] = []
     for name in files:
-        path = Path(name).expanduser()
+        path = place(name)
         if path.is_file():
             reader = READERS.get(path.suffix.lower())
             if reader is None:
@@ -192,6 +194,20 @@ def _object(where: str, line: str, problems: list[str]) -> dict[str, Any] | None
         problems.append(f"{where}: is {type(value).__name__}, not an object with named columns")
         return None
     return value
+
+
+def place(name: str) -> Path:
+    """The path that a name is, whether something is there or not.
+
+    Raises:
+        DataError: No system has a file of such a name.
+    """
+    path = Path(os.path.expanduser(name))  # Path's own fails where nobody has that name
+    try:
+        path.is_file()
+    except OSError as error:
+        raise DataError(f"{short(name)} is no name of a file: {error.strerror}") from None
+    return path
 
 
 def may_be_hub_id(name: str) -> bool:

@@ -49,7 +49,9 @@ def opened(path: Path) -> Iterator[tuple[dict[str, Stored], Callable[[str], Tens
     """
     try:
         check_safetensors(path)
-        with safe_open(path, framework="pt") as file:  # sizes and places fit each other and the file's end
+        with safe_open(
+            path, framework="pt", backend="pread"
+        ) as file:  # read, not mapped; sizes and places fit each other and the file's end
             stored = {}
             for key in file.keys():  # noqa: SIM118 (not a dict)
                 part = file.get_slice(key)

@@ -18,6 +18,10 @@ if TYPE_CHECKING:
 
 INDEX = "model.safetensors.index.json"
 PICKLED_INDEX = "pytorch_model.bin.index.json"  # read only where pickles are allowed
+OPTIONAL = {"_raise_exceptions_for_missing_entries": False, "_raise_exceptions_for_connection_errors": False,
+            "_raise_exceptions_for_gated_repo": False}  # fmt: skip
+MOST_PARTS = 4096
+"""Layers, and experts of a layer."""
 
 _log = logging.getLogger(__name__)
 
@@ -39,6 +43,36 @@ def announce_pickle(reference: str) -> None:
         f"model.allow_pickle is on: where {reference} has no safetensors its weights are read from a pickle, which can "
         "run code."
     )
+
+
+def check_config(resolved: ResolvedModel, source: dict[str, Any]) -> None:
+    """Refuse a config that is too large or deep, or has a number of layers or experts that no model has.
+
+    transformers makes a list as long as that number from it, and a module for each before it misses a weight.
+
+    Args:
+        resolved: what `resolve` returned.
+        source: arguments of `from_pretrained` that say where to look.
+
+    Raises:
+        ModelError: Names what it says.
+    """
+    from transformers.utils.hub import cached_file
+
+    file = cached_file(resolved.path, "config.json", **source, **OPTIONAL)
+    if file is None:
+        return  # transformers tells that
+    try:
+        config = read_json(Path(file))
+    except Refused as error:
+        raise ModelError(f"{resolved.reference}: config.json cannot be read: {error}") from error
+    parts = [config, *config.values()] if isinstance(config, dict) else []
+    for name, value in (pair for part in parts if isinstance(part, dict) for pair in part.items()):
+        if isinstance(value, int) and value > MOST_PARTS and name.endswith(("layers", "layer", "experts")):
+            raise ModelError(
+                f"{resolved.reference}: its config.json says {short(name)} {value:,}, and no model has more than "
+                f"{MOST_PARTS:,}: it is damaged or hostile"
+            )
 
 
 def check_model(resolved: ResolvedModel, config: "PreTrainedConfig", source: dict[str, Any], trusted: bool) -> None:
@@ -66,10 +100,9 @@ def check_model(resolved: ResolvedModel, config: "PreTrainedConfig", source: dic
     explicit = config.to_dict().get("transformers_weights")
     if explicit is not None:
         _named(Path(resolved.path), explicit, resolved.reference, "config.json")
-    optional = {"_raise_exceptions_for_missing_entries": False, "_raise_exceptions_for_connection_errors": False}
     for name in (INDEX, PICKLED_INDEX, explicit):
         if name is not None and name.endswith(".index.json"):
-            index = cached_file(resolved.path, name, **source, **optional)
+            index = cached_file(resolved.path, name, **source, **OPTIONAL)
             if index is not None:
                 shards(Path(index), resolved.reference)
     if resolved.kind != "hub":

@@ -13,7 +13,7 @@ from urllib.request import getproxies
 from lorafit.allocator import give_back_at_once
 from lorafit.collection import collection_paused
 from lorafit.errors import ConfigError, LorafitError, MissingExtraError, ModelError, PlanError
-from lorafit.models.guard import announce_code, announce_pickle, check_model
+from lorafit.models.guard import announce_code, announce_pickle, check_config, check_model
 from lorafit.models.quantize import (
     Quantize,
     check_quantized,
@@ -34,6 +34,7 @@ Dtype = Literal["auto", "bf16", "fp32", "fp16"]
 # transformers' names of what stands on the body of a classifier: trained whole, so never quantized
 CLASSIFIER_HEADS = ["classifier", "pre_classifier", "score", "pooler", "head"]
 
+MOST_WORDS = 2000  # characters of another library's message
 _PAD_NAMES = ("<pad>", "[PAD]", "<|pad|>", "<|padding|>", "<PAD>", "<|finetune_right_pad_id|>", "<|vision_pad|>")
 _SPARE = re.compile(r"reserved|unused|placeholder|extra_0|dummy", re.IGNORECASE)
 
@@ -291,6 +292,7 @@ def _config(resolved: ResolvedModel, trust_remote_code: bool) -> "PreTrainedConf
     if trust_remote_code:
         announce_code(resolved.reference)
     source = _source(resolved)
+    check_config(resolved, source)
     config = AutoConfig.from_pretrained(resolved.path, trust_remote_code=trust_remote_code, **source)
     check_model(resolved, config, source, trusted=trust_remote_code)
     return config
@@ -357,17 +359,19 @@ def _hub_answers() -> bool:
 @contextlib.contextmanager
 def _explained(resolved: ResolvedModel, what: str) -> Iterator[None]:
     """Turn what transformers and the hub raise into one line that says how to go on."""
+    import torch
     from huggingface_hub.errors import GatedRepoError, LocalEntryNotFoundError, RepositoryNotFoundError
 
     try:
         with contextlib.nullcontext() if resolved.kind == "hub" else quiet_transformers():
             yield
-    except LorafitError:
+    except (LorafitError, torch.OutOfMemoryError):
         raise
     except ImportError as error:
         raise MissingExtraError(f"The {what} of {resolved.reference} needs another package: {error}") from error
-    except (OSError, ValueError) as error:
-        chain, cause = [], error
+    except Exception as error:  # on hostile files transformers, tokenizers and safetensors raise kinds of any sort
+        chain: list[BaseException] = []
+        cause: BaseException | None = error
         while cause is not None and cause not in chain:
             chain.append(cause)
             cause = cause.__cause__ or cause.__context__
@@ -392,5 +396,6 @@ def _explained(resolved: ResolvedModel, what: str) -> Iterator[None]:
                 "if you trust its authors, set model.allow_pickle to true"
             )
         else:
-            line = f"cannot be loaded as a {what}: {' '.join(str(error).split())}"
+            text = " ".join(str(error).split()) or type(error).__name__
+            line = f"cannot be loaded as a {what}: {text[:MOST_WORDS]}{' ...' if len(text) > MOST_WORDS else ''}"
         raise ModelError(f"{resolved.reference} {line}") from error

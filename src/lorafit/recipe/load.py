@@ -183,9 +183,19 @@ def _inline_template(reader: _Reader) -> None:
     given = reader.given.get("data.chat_template")
     if given is None or not isinstance(given.value, str) or "{" in given.value:
         return
-    if (file := Path(given.value).expanduser()).is_file():
-        reader.notes.append(f"{given.place}: data.chat_template is the text of {file}")
-        given.value = file.read_text(encoding="utf-8")
+    try:
+        file = Path(given.value).expanduser()
+        if not file.is_file():
+            return
+        if file.stat().st_size > yaml_text.LONGEST:
+            raise ValueError(f"{file.stat().st_size / 1e6:,.0f} MB are no template")
+        text = file.read_text(encoding="utf-8")
+    except (OSError, ValueError, RuntimeError) as error:  # too long a name, nobody's home, no UTF-8
+        reader.problem(given.place, f"data.chat_template {show(given.value)} cannot be read: {error}")
+        reader.refused.add("data.chat_template")
+        return
+    reader.notes.append(f"{given.place}: data.chat_template is the text of {file}")
+    given.value = text
 
 
 def _validate(reader: _Reader) -> Recipe | None:
