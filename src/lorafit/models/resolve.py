@@ -1,8 +1,6 @@
 """From what the user writes after `--model` to files that transformers loads."""
 
 import difflib
-import errno
-import json
 import logging
 import os
 import re
@@ -71,9 +69,10 @@ def _local(reference: str, on_message: Callable[[str], None]) -> ResolvedModel |
     path = Path(os.path.expanduser(reference))  # Path's own fails where nobody has that name
     try:
         path.stat()
-    except OSError as error:
-        if error.errno == errno.ENAMETOOLONG:
-            raise ModelError(f"{short(reference)} is no name of a model: it is too long") from None
+    except FileNotFoundError:
+        pass  # a hub id, or what is told below
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{short(reference)} cannot be looked for: {error}") from None
     if path.is_dir():
         _check_directory(path)
         return ResolvedModel(reference, str(path), None, None, "directory")
