@@ -64,7 +64,7 @@ def test_unsloth_2900_rows_without_an_answer_are_named(tokenizer, tmp_path):
 
 
 def test_trl_6025_truncation_leaves_nothing_to_train_on(tokenizer):
-    """huggingface/trl#6025, unslothai/unsloth#2904: rows lose their right end, and after a long prompt that is the answer.
+    """huggingface/trl#6025, unslothai/unsloth#2904: rows lose their end, and after a long prompt that is the answer.
 
     Here the prompt's start gives way, the answer stays whole, and an answer that is itself too long is counted as cut.
     """
