@@ -1,6 +1,7 @@
 """LoRA fine-tuning that proves itself. The public API, loaded on first use: importing this imports no torch."""
 
 import importlib
+import os
 from typing import TYPE_CHECKING, Any
 
 from lorafit.errors import (
@@ -14,6 +15,11 @@ from lorafit.errors import (
     PlanError,
     RunError,
 )
+
+# Read when the hub's client is imported, so set here; whoever sets them otherwise is obeyed. Without the second,
+# transformers asks a service to convert a hub model that has no safetensors, and that opens a pull request there.
+os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+os.environ.setdefault("DISABLE_SAFETENSORS_CONVERSION", "1")
 
 if TYPE_CHECKING:
     from lorafit.lora import (

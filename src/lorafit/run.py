@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from filelock import FileLock, Timeout
 
 from lorafit.errors import RunError
+from lorafit.redact import redacted, redacted_values
 
 if TYPE_CHECKING:
     import torch
@@ -96,7 +97,7 @@ class Run:
         started = {
             "state": "running",
             "started": _now(),
-            "command": shlex.join(sys.argv),
+            "command": redacted(shlex.join(sys.argv)),
             "versions": {"python": sys.version.split()[0], **{name: version(name) for name in REPORTED_VERSIONS}},
         }
         run._write_record({**started, **record})
@@ -183,7 +184,8 @@ class Run:
             (self.directory / name).unlink(missing_ok=True)
 
     def _write_record(self, record: Mapping[str, Any]) -> None:
-        write_atomically(self.directory / "run.json", json.dumps(record, indent=2, ensure_ascii=False, allow_nan=False))
+        text = json.dumps(redacted_values(record), indent=2, ensure_ascii=False, allow_nan=False)
+        write_atomically(self.directory / "run.json", text)
 
     @property
     def recipe(self) -> "Recipe":

@@ -123,3 +123,9 @@ def test_any_bytes_give_rows_or_a_data_error(tmp_path_factory, suffix, content):
         assert all(isinstance(record.value, dict) for record in read([str(file)]))
     except DataError as error:
         assert str(file) in str(error)
+
+
+@pytest.mark.parametrize("name", ["~nobody-at-all/rows.jsonl", "x" * 5000 + ".jsonl", "a\0b.jsonl"])
+def test_names_that_no_system_has_are_a_data_error(name):
+    with pytest.raises(DataError):
+        read([name])

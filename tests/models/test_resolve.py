@@ -123,3 +123,9 @@ def test_the_cache_goes_where_it_is_told(monkeypatch, variables, path):
 def test_importing_models_needs_no_torch():
     code = "import sys, lorafit.models; sys.exit(bool({'torch', 'transformers', 'numpy'} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+@pytest.mark.parametrize("reference", ["~nobody-at-all/model", "x" * 5000, "a\0b"])
+def test_names_that_no_system_has_are_a_model_error(reference):
+    with pytest.raises(ModelError):
+        resolve(reference)

@@ -29,6 +29,7 @@ from lorafit.cli import (
 from lorafit.cli.options import INTERRUPTED
 from lorafit.cli.output import print_json
 from lorafit.errors import LorafitError
+from lorafit.redact import guard_output, redacted
 
 FAILED = 2
 NO_BUG = {errno.EACCES, errno.EROFS, errno.ENOSPC, errno.ENOTDIR}  # what the user's folders and disk refuse
@@ -79,6 +80,7 @@ def main(arguments: list[str] | None = None) -> int:
     """
     arguments = sys.argv[1:] if arguments is None else arguments
     tune_torch()
+    guard_output()
     for stream in (sys.stdout, sys.stderr):  # a character that the terminal's encoding lacks must not end a run
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
@@ -94,6 +96,7 @@ def main(arguments: list[str] | None = None) -> int:
         message, code = f"{error.strerror}: {error.filename or 'while writing'}", FAILED
     except (typer.Abort, KeyboardInterrupt):
         message, code = "interrupted", INTERRUPTED
+    message = redacted(message)
     if not message:  # the bare command has printed its help
         return code
     if "--json" in arguments:

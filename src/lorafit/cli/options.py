@@ -34,6 +34,9 @@ MemoryOption = Annotated[
     str | None,
     typer.Option("--memory", metavar="SIZE", help="Memory to fit into, such as 8GB; all that is free if not given."),
 ]
+AllowPickle = Annotated[
+    bool, typer.Option("--allow-pickle", help="Also read weights in a pickle, which can run code when it is read.")
+]
 JsonFlag = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout and nothing else there.")]
 OutputDir = Annotated[
     Path | None,

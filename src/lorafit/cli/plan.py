@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from lorafit.cli.options import (
+    AllowPickle,
     DataOption,
     JsonFlag,
     MaxSteps,
@@ -34,6 +35,7 @@ def plan(
     ] = None,
     explain: Annotated[bool, typer.Option("--explain", help="Show every choice that was tried.")] = False,
     set: SetOption = None,
+    allow_pickle: AllowPickle = False,
     json: JsonFlag = False,
 ) -> None:
     """Tell what a training would take, memory and time, and with which settings it fits; loads no weights."""
@@ -49,6 +51,7 @@ def plan(
             validation=validation or None,
             max_steps=max_steps,
             memory=memory,
+            allow_pickle=allow_pickle or None,
         )
         with collection_paused():
             from lorafit.train.devices import known_device

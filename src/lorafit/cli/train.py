@@ -8,6 +8,7 @@ import typer
 
 from lorafit.cli.options import (
     INTERRUPTED,
+    AllowPickle,
     DataOption,
     JsonFlag,
     MaxSteps,
@@ -53,6 +54,7 @@ def train(
     max_steps: MaxSteps = None,
     memory: MemoryOption = None,
     set: SetOption = None,
+    allow_pickle: AllowPickle = False,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with a run that was stopped.")] = False,
     force: Annotated[bool, typer.Option("--force", help="Start even if the plan says it does not fit.")] = False,
     json: JsonFlag = False,
@@ -64,7 +66,7 @@ def train(
                 raise ConfigError("--resume takes one run directory: leave out --output-dir")
             if given := [option for option, value in (
                 ("--model", model), ("--data", data), ("--validation", validation),
-                ("--max-steps", max_steps), ("--memory", memory), ("--set", set),
+                ("--max-steps", max_steps), ("--memory", memory), ("--set", set), ("--allow-pickle", allow_pickle),
             ) if value]:  # fmt: skip
                 raise ConfigError(f"{', '.join(given)}: a resumed run keeps its settings; leave that out")
             settings = _recipe_to_resume(recipe, output_dir)
@@ -80,6 +82,7 @@ def train(
                 output_dir=None if output_dir is None else str(output_dir),
                 max_steps=max_steps,
                 memory=memory,
+                allow_pickle=allow_pickle or None,
             )
         trained = run_training(settings, out, resume=resume, force=force)
         result: dict[str, Any] = {"run": str(trained.run.directory), "state": trained.run.record["state"]}

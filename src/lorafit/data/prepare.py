@@ -19,7 +19,7 @@ from lorafit.collection import collection_paused
 from lorafit.data.formats import Normalized, normalize
 from lorafit.data.key import rows_key
 from lorafit.data.prepared import SCHEMA, Prepared, token_dataset
-from lorafit.data.read import records
+from lorafit.data.read import place, records
 from lorafit.data.row_checks import warned_texts
 from lorafit.data.rows import Row, drop_reason
 from lorafit.data.split import split
@@ -94,7 +94,7 @@ def prepare(
     """
     _check(validation_share, max_length, train_on)
     template = Template(tokenizer, chat_template)
-    paths = [Path(name).expanduser() for name in (*files, *validation_files)]
+    paths = [place(name) for name in (*files, *validation_files)]
     stamps = _stamps(paths) if cache else None
     store = None
     if stamps is not None and sum(size for size, _ in stamps) >= WORTH_KEEPING:

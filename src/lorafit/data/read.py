@@ -4,6 +4,7 @@ import csv
 import difflib
 import io
 import json
+import os
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ from typing import Any
 from lorafit.data.formats import raise_all
 from lorafit.data.rows import Record
 from lorafit.errors import DataError
+from lorafit.untrusted import short
 
 DEEPEST = 100
 """Lists and objects inside each other that a row may have; Python's own limit depends on who calls."""
@@ -93,7 +95,7 @@ def scan(files: Sequence[str], report: Report) -> Iterator[Record]:
 
 
 def _records_of(name: str, report: Report) -> Iterator[Record]:
-    path = Path(name).expanduser()
+    path = place(name)
     if path.is_file():
         reader = READERS.get(path.suffix.lower())
         if reader is not None:
@@ -244,7 +246,7 @@ def _read_parquet(path: Path, report: Report) -> Iterator[Record]:
         batches = pyarrow.parquet.ParquetFile(path).iter_batches()
         for number, row in enumerate((row for batch in batches for row in batch.to_pylist()), start=1):
             yield Record(f"{path} row {number}", row)
-    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+    except (pa.ArrowException, OSError, ValueError, OverflowError) as error:  # also names and texts that are not UTF-8
         report(Problem(str(path), f"not a readable Parquet file: {error}", "file"))
 
 
@@ -318,6 +320,20 @@ def _unreadable(error: Exception) -> str:
     if isinstance(error, RecursionError):
         return f"nested too deeply to be a training row (more than {DEEPEST} levels)"
     return f"not readable JSON: {error}"  # a whole number of more than 4,300 digits
+
+
+def place(name: str) -> Path:
+    """The path that a name is, whether something is there or not.
+
+    Raises:
+        DataError: No system has a file of such a name.
+    """
+    path = Path(os.path.expanduser(name))  # Path's own fails where nobody has that name
+    try:
+        path.is_file()
+    except OSError as error:
+        raise DataError(f"{short(name)} is no name of a file: {error.strerror}") from None
+    return path
 
 
 def may_be_hub_id(name: str) -> bool:

@@ -6,11 +6,13 @@ adapter, so that what was trained is what is prompted.
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 import jinja2
 
+from lorafit.data.bounded import TemplateTooLongError, bounded
 from lorafit.data.fold import Tools, fit, probe, uses_tools
 from lorafit.data.mask import MARK, Scene, answer_spans
 from lorafit.data.rows import Message, Row
@@ -39,8 +41,13 @@ Chosen by Gemma 3 270M's (base) loss on 30 Alpaca answers: 2.00 a token and 4.56
 with `User: ` before the text.
 """
 
-# What a template may raise on messages it was not written for; jinja2 runs Python's operators.
-REFUSALS = (jinja2.TemplateError, TypeError, ValueError, AttributeError, LookupError, ArithmeticError, RecursionError)
+# What a template may raise on messages it was not written for; jinja2 writes Python and runs its operators.
+REFUSALS = (
+    jinja2.TemplateError, TypeError, ValueError, AttributeError, LookupError, ArithmeticError, RecursionError,
+    NameError, SyntaxError, MemoryError,
+)  # fmt: skip
+LONGEST_TEXT = 1 << 28
+"""Characters of a rendered conversation."""
 RESPONSES, ALL = "responses", "all"
 
 
@@ -109,9 +116,7 @@ class Template:
         self._eos = cast(int, tokenizer.eos_token_id)
         self._bos = cast(int | None, tokenizer.bos_token_id)
         self._adds_bos = tokenizer("a").input_ids[:1] == [self._bos]
-        self.source = self._choose(chat_template)
-        self._can = probe(self._render)
-        self._study()
+        bounded(lambda: self._learn(chat_template), "a greeting")
 
     def render(self, messages: Sequence[Message], tools: Tools = None, generation_prompt: bool = False) -> str:
         """A conversation as text, with what the template cannot show (system, tools) folded into what it can.
@@ -120,7 +125,7 @@ class Template:
             DataError: The template refuses the conversation.
         """
         fitted, tools = fit(messages, tools, self._can)
-        return self._render(fitted, tools, generation_prompt)
+        return bounded(lambda: self._render(fitted, tools, generation_prompt), "a conversation")
 
     def prompt_ids(self, messages: Sequence[Message], tools: Tools = None) -> list[int]:
         """Token ids of a conversation up to where the model answers (generation prompt, no special tokens added).
@@ -128,13 +133,16 @@ class Template:
         Raises:
             DataError: The template refuses the conversation.
         """
+        text, spans = bounded(lambda: self._asked(messages, tools), "a conversation")
+        [(ids, _)] = self._tokens.encode([text], [spans])
+        return ids[self._doubled_bos(ids) :]
+
+    def _asked(self, messages: Sequence[Message], tools: Tools) -> tuple[str, list[Span]]:
         fitted, tools = fit(messages, tools, self._can)
         text = self._render(fitted, tools, generation_prompt=True)
         bare = self._render(fitted, tools)
         # earlier answers are cut as in training, so that they are the tokens the model once wrote
-        spans = answer_spans(self._scene, fitted, tools, bare) if text.startswith(bare) else []
-        [(ids, _)] = self._tokens.encode([text], [spans])
-        return ids[self._doubled_bos(ids) :]
+        return text, answer_spans(self._scene, fitted, tools, bare) if text.startswith(bare) else []
 
     def encode(self, row: Row, max_length: int, train_on: str = RESPONSES) -> Encoded:
         """Tokens and labels of one row; see `encode_batch`.
@@ -163,12 +171,17 @@ class Template:
 
         Returns:
             For each row its tokens, or why the template refuses it.
+
+        Raises:
+            TemplateTooLongError: The template takes more time or memory for a row than any needs.
         """
         results: list[Encoded | DataError] = []
         rendered: list[_Rendered] = []
         for row in rows:
             try:
-                rendered.append(self._rendered(row))
+                rendered.append(bounded(partial(self._rendered, row), f"the row {row.where}"))
+            except TemplateTooLongError:  # it would take as long for the next
+                raise
             except DataError as error:
                 rendered.append(_Rendered("", [], plain=True))
                 results.append(error)
@@ -189,6 +202,11 @@ class Template:
         if not self._can.tools and any(uses_tools(row.messages or (), row.tools) for row in chats):
             notes.append("The chat template shows no tools: they are written as text (<tool_call>, <tool_response>).")
         return notes
+
+    def _learn(self, chat_template: str | None) -> None:
+        self.source = self._choose(chat_template)
+        self._can = probe(self._render)
+        self._study()
 
     def _choose(self, chat_template: str | None) -> str:
         try:
@@ -257,6 +275,8 @@ class Template:
         except REFUSALS as error:
             raise DataError(f"the chat template refuses it: {error}") from error
         assert isinstance(text, str)
+        if len(text) > LONGEST_TEXT:
+            raise DataError(f"the chat template makes {len(text):,} characters of it")
         return text
 
     def _rendered(self, row: Row) -> _Rendered:

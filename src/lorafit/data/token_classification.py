@@ -8,14 +8,13 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import accumulate, chain
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import datasets
 
 from lorafit.data.conll import SUFFIXES, read_conll
 from lorafit.data.formats import raise_all
-from lorafit.data.read import read
+from lorafit.data.read import place, read
 from lorafit.data.rows import Record
 from lorafit.data.split import split
 from lorafit.data.summary import length_figures, length_histogram
@@ -190,7 +189,7 @@ def _read(files: Sequence[str]) -> list[Record]:
     found: list[Record] = []
     problems: list[str] = []
     for name in files:
-        path = Path(name).expanduser()
+        path = place(name)
         if path.is_file() and path.suffix.lower() in SUFFIXES:
             before = len(found), len(problems)
             found += read_conll(path, problems)

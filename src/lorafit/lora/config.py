@@ -2,7 +2,6 @@
 
 import dataclasses
 import difflib
-import re
 import sys
 from collections.abc import KeysView
 from dataclasses import dataclass, field
@@ -10,6 +9,8 @@ from enum import Enum
 from typing import Any, Literal
 
 from lorafit.errors import ConfigError
+from lorafit.patterns import problem_of
+from lorafit.untrusted import short
 
 
 class TaskType(str, Enum):
@@ -108,60 +109,58 @@ class LoraConfig:
         for name in ("target_modules", "exclude_modules", "layers_pattern", "modules_to_save"):
             value = getattr(self, name)
             if isinstance(value, str) and name == "modules_to_save":
-                yield f"modules_to_save={value!r} must be a list: [{value!r}]"
+                yield f"modules_to_save={short(value)} must be a list: [{short(value)}]"
             elif not (value is None or isinstance(value, str) or _is_list_of(value, str)):
-                yield f"{name}={value!r} must be a list of names" + " or a string" * (name != "modules_to_save")
+                yield f"{name}={short(value)} must be a list of names" + " or a string" * (name != "modules_to_save")
             elif isinstance(value, list) and "" in value:
-                yield f"{name}={value!r} must not hold an empty name"
+                yield f"{name}={short(value)} must not hold an empty name"
         for name in ("rank_pattern", "alpha_pattern"):
             value = getattr(self, name)
             if not isinstance(value, dict) or not _is_list_of(list(value), str):
-                yield f"{name}={value!r} must map names to numbers"
+                yield f"{name}={short(value)} must map names to numbers"
         layers = self.layers_to_transform
         if layers is not None and not _is_list_of(layers if isinstance(layers, list) else [layers], int):
-            yield f"layers_to_transform={layers!r} must be a whole number or a list of them"
+            yield f"layers_to_transform={short(layers)} must be a whole number or a list of them"
         for name in _SWITCHES:
             if not isinstance(getattr(self, name), bool):
-                yield f"{name}={getattr(self, name)!r} must be True or False"
+                yield f"{name}={short(getattr(self, name))} must be True or False"
 
     def _problems(self):
-        ranks = {"r": self.r, **{f"rank_pattern[{key!r}]": value for key, value in self.rank_pattern.items()}}
-        for name, value in ranks.items():
+        ranks = [("r", self.r), *((f"rank_pattern[{short(key)}]", value) for key, value in self.rank_pattern.items())]
+        for name, value in ranks:
             if isinstance(value, bool) or not isinstance(value, int) or not 0 < value < 2**31:
-                yield f"{name}={value!r} must be a whole number of at least 1 (usual: 4 to 64)"
-        alphas = {"lora_alpha": self.lora_alpha}
-        alphas |= {f"alpha_pattern[{key!r}]": value for key, value in self.alpha_pattern.items()}
-        for name, value in alphas.items():
+                yield f"{name}={short(value)} must be a whole number of at least 1 (usual: 4 to 64)"
+        alphas = [("lora_alpha", self.lora_alpha)]
+        alphas += [(f"alpha_pattern[{short(key)}]", value) for key, value in self.alpha_pattern.items()]
+        for name, value in alphas:
             if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= sys.float_info.max:
-                yield f"{name}={value!r} must be a number of at least 0 (usual: r or 2 r)"
+                yield f"{name}={short(value)} must be a number of at least 0 (usual: r or 2 r)"
         dropout = self.lora_dropout
         if isinstance(dropout, bool) or not isinstance(dropout, (int, float)) or not 0 <= dropout < 1:
-            yield f"lora_dropout={dropout!r} must lie in [0, 1)"
+            yield f"lora_dropout={short(dropout)} must lie in [0, 1)"
         if self.bias not in ("none", "all", "lora_only"):
-            yield f"bias={self.bias!r} must be 'none', 'all' or 'lora_only'"
+            yield f"bias={short(self.bias)} must be 'none', 'all' or 'lora_only'"
         how = self.init_lora_weights
         if not isinstance(how, (bool, str, type(None))) or how not in (*INITIALIZATIONS, *LOADABLE_INITIALIZATIONS):
-            yield f"init_lora_weights={self.init_lora_weights!r} {INITIALIZATION_RULE}"
+            yield f"init_lora_weights={short(self.init_lora_weights)} {INITIALIZATION_RULE}"
         if isinstance(self.target_modules, list) and not self.target_modules:
             yield "target_modules=[] adapts nothing; name modules, or use 'all-linear'"
         yield from self._pattern_problems()
 
     def _pattern_problems(self):
-        patterns = {f"rank_pattern[{key!r}]": key for key in self.rank_pattern}
-        patterns |= {f"alpha_pattern[{key!r}]": key for key in self.alpha_pattern}
-        patterns |= {name: value for name in ("target_modules", "exclude_modules")
-                     if isinstance(value := getattr(self, name), str)}  # fmt: skip
+        patterns = [(f"rank_pattern[{short(key)}]", key) for key in self.rank_pattern]
+        patterns += [(f"alpha_pattern[{short(key)}]", key) for key in self.alpha_pattern]
+        patterns += [(name, value) for name in ("target_modules", "exclude_modules")
+                     if isinstance(value := getattr(self, name), str)]  # fmt: skip
         layers = [self.layers_pattern] if isinstance(self.layers_pattern, str) else self.layers_pattern or []
-        patterns |= {f"layers_pattern {position}": pattern for position, pattern in enumerate(layers, 1)}
-        for name, pattern in patterns.items():
-            try:
-                re.compile(pattern)
-            except re.error as error:
-                yield f"{name}={pattern!r} is not a regular expression ({error})"
+        patterns += [(f"layers_pattern {position}", pattern) for position, pattern in enumerate(layers, 1)]
+        for name, pattern in patterns:
+            if (problem := problem_of(pattern)) is not None:
+                yield f"{name}={short(pattern)} is not a regular expression ({problem})"
         if self.layers_to_transform is not None and isinstance(self.target_modules, str):
             yield "layers_to_transform needs target_modules as a list of names, not a regular expression"
         if self.layers_pattern and self.layers_to_transform is None:
-            yield f"layers_pattern={self.layers_pattern!r} does nothing without layers_to_transform"
+            yield f"layers_pattern={short(self.layers_pattern)} does nothing without layers_to_transform"
 
     def to_dict(self) -> dict[str, Any]:
         """The fields as plain JSON values, under PEFT's names."""

@@ -8,13 +8,12 @@ import dataclasses
 import json
 import os
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn as nn
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -25,10 +24,14 @@ from lorafit.lora.graft import base_modules
 from lorafit.lora.inject import Plan, TiedWeightsWarning, check_new_name, install, plan
 from lorafit.lora.saved_module import SavedModule
 from lorafit.lora.state import known, lora_layers, saved_modules, state_of
+from lorafit.lora.stored_tensors import Stored, opened
+from lorafit.untrusted import Refused, read_json, short
 
 CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
 PREFIX = "base_model.model."
+MOST_CONFIG = 16 << 20  # bytes of adapter_config.json; with a name for each layer it has some 100,000
+MOST_LINES = 100  # of a file that does not fit
 
 # Fields of PEFT's LoraConfig that change nothing about what a trained adapter computes.
 _NEUTRAL = {
@@ -130,13 +133,12 @@ def load_adapter(
     check_new_name(model, adapter_name)
     folder = find_adapter(directory)
     config = read_config(folder)
-    tensors = read_tensors(folder / WEIGHTS_FILE)
     try:
         planned = plan(model, config, keep_ties=config.ensure_weight_tying, strict=False)
     except ConfigError as error:
         raise AdapterFileError(f"{folder} does not fit this {type(model).__name__}: {error}") from error
     ties = {f"{PREFIX}{name}.weight": f"{PREFIX}{first}.weight" for name, first in planned.ties.items()}
-    _check(folder, model, _expected(model, planned), ties, tensors)
+    tensors = _fitting_tensors(folder, model, _expected(model, planned), ties)
     planned = _without_broken_ties(planned, tensors)
     matrices = {}
     for name, target in planned.targets.items():
@@ -197,22 +199,23 @@ def read_config(folder: Path) -> LoraConfig:
     """
     path = folder / CONFIG_FILE
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise AdapterFileError(f"{path} is not valid JSON: {error}") from error
+        values = read_json(path, MOST_CONFIG)
+    except (Refused, OSError) as error:
+        raise AdapterFileError(f"{path} cannot be read: {error}") from error
     if not isinstance(values, dict) or values.get("peft_type", "LORA") != "LORA":
         kind = values.get("peft_type") if isinstance(values, dict) else type(values).__name__
-        raise AdapterFileError(f"{path} describes {kind!r}, not LORA")
+        raise AdapterFileError(f"{path} describes {short(kind)}, not LORA")
     known_fields = {item.name for item in dataclasses.fields(LoraConfig)}
     foreign = {name: value for name, value in values.items()
                if name not in known_fields | _NEUTRAL and value not in (None, False, [], {})}  # fmt: skip
     if foreign:
-        settings = ", ".join(f"{name}={value!r}" for name, value in foreign.items())
+        settings = ", ".join(f"{short(name)[1:-1]}={short(value)}" for name, value in foreign.items())
         raise AdapterFileError(f"{path}: {settings}: not supported, and it changes what the adapter computes")
     if (how := values.get("init_lora_weights")) not in LOADABLE_INITIALIZATIONS:
         raise AdapterFileError(
-            f"{path}: init_lora_weights={how!r}: the adapter belongs to base weights that this initialization changed. "
-            "Where PEFT offers it, save it again with save_pretrained(folder, path_initial_model_for_weight_conversion)"
+            f"{path}: init_lora_weights={short(how)}: the adapter belongs to base weights that this initialization "
+            "changed. Where PEFT offers it, save it again with save_pretrained(folder, "
+            "path_initial_model_for_weight_conversion)"
         )
     try:
         return LoraConfig(**{name: value for name, value in values.items() if name in known_fields})
@@ -226,11 +229,8 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     Raises:
         AdapterFileError: It is damaged.
     """
-    try:
-        with safe_open(path, framework="pt") as file:
-            return {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a dict)
-    except (SafetensorError, OSError) as error:
-        raise AdapterFileError(f"{path} is damaged or no safetensors file: {error}") from error
+    with opened(path) as (stored, read):
+        return {key: read(found.key) for key, found in stored.items()}
 
 
 def _expected(model: nn.Module, planned: Plan) -> dict[str, Tensor]:
@@ -254,33 +254,48 @@ def _own_state(module: nn.Module) -> dict[str, Tensor]:
     return {key: value for key, value in module.state_dict().items() if not key.startswith(copies)}
 
 
-def _check(
-    folder: Path, model: nn.Module, expected: dict[str, Tensor], ties: dict[str, str], tensors: dict[str, Tensor]
-) -> None:
-    """Raise one error that lists every missing, unexpected and unfit tensor; else `tensors` are those expected."""
-    for key, other in ties.items():  # a tied weight may be stored under one of its names only
-        if key not in tensors and other in tensors:
-            tensors[key] = tensors[other]
+def _fitting_tensors(
+    folder: Path, model: nn.Module, expected: Mapping[str, Tensor], ties: Mapping[str, str]
+) -> dict[str, Tensor]:
+    """The expected tensors of an adapter's file; they are read only after the header has shown that all of them fit.
+
+    Raises:
+        AdapterFileError: One error that lists every missing, unexpected and unfit tensor.
+    """
+    with opened(folder / WEIGHTS_FILE) as (stored, read):
+        for key, other in ties.items():  # a tied weight may be stored under one of its names only
+            if key not in stored and other in stored:
+                stored[key] = stored[other]
+        lines = [f"missing: {key} {tuple(value.shape)}" for key, value in expected.items() if key not in stored]
+        lines += _unexpected(model, expected, stored, read)
+        for key, fit in expected.items():
+            if key in stored and stored[key].shape != tuple(fit.shape):
+                shapes = f"{stored[key].shape} in the file, {tuple(fit.shape)} in the model"
+                lines.append(f"wrong shape: {key} is {shapes}")
+            elif key in stored and not stored[key].same_kind(fit.dtype):
+                lines.append(f"wrong dtype: {key} is {stored[key].dtype} in the file, {fit.dtype} in the model")
+        if lines:
+            more = [f"... and {len(lines) - MOST_LINES:,} more"] if len(lines) > MOST_LINES else []
+            problems = "\n  ".join([*lines[:MOST_LINES], *more])
+            raise AdapterFileError(f"{folder / WEIGHTS_FILE} does not fit this model:\n  {problems}")
+        return {key: read(stored[key].key) for key in expected}
+
+
+def _unexpected(
+    model: nn.Module, expected: Mapping[str, Tensor], stored: Mapping[str, Stored], read: Callable[[str], Tensor]
+) -> list[str]:
+    """A line for each tensor that has no place in the adapter, but for the copies of frozen weights that PEFT adds."""
     base = {PREFIX + name: value for name, value in model.named_parameters(remove_duplicate=False)}
-    lines = [f"missing: {key} {tuple(value.shape)}" for key, value in expected.items() if key not in tensors]
-    for key in [key for key in tensors if key not in expected]:
-        value, own = tensors[key], base.get(key.replace(".base_layer.", "."))
-        if own is not None and own.shape == value.shape and torch.equal(own.cpu(), value.to(own.dtype)):
-            del tensors[key]  # PEFT stores the frozen embedding with an adapter of it, or where the vocabulary grew
-        elif ".original_module." in key or key.replace(".modules_to_save.", ".") in expected:
-            del tensors[key]  # with bias="all" PEFT writes a saved module's bias thrice
-        elif own is not None:
-            lines.append(f"unexpected: {key} {tuple(value.shape)}, a frozen weight that differs from this base model's")
-        else:
-            lines.append(f"unexpected: {key} {tuple(value.shape)}")
-    for key, fit in expected.items():
-        if key in tensors and tensors[key].shape != fit.shape:
-            shapes = f"{tuple(tensors[key].shape)} in the file, {tuple(fit.shape)} in the model"
-            lines.append(f"wrong shape: {key} is {shapes}")
-        elif key in tensors and tensors[key].is_floating_point() != fit.is_floating_point():
-            lines.append(f"wrong dtype: {key} is {tensors[key].dtype} in the file, {fit.dtype} in the model")
-    if lines:
-        raise AdapterFileError(f"{folder / WEIGHTS_FILE} does not fit this model:\n  " + "\n  ".join(lines))
+    lines = []
+    for key in [key for key in stored if key not in expected]:
+        shape, own = stored[key].shape, base.get(key.replace(".base_layer.", "."))
+        if own is not None and tuple(own.shape) == shape and torch.equal(own.cpu(), read(key).to(own.dtype)):
+            continue  # PEFT stores the frozen embedding with an adapter of it, or where the vocabulary grew
+        if ".original_module." in key or key.replace(".modules_to_save.", ".") in expected:
+            continue  # with bias="all" PEFT writes a saved module's bias thrice
+        what = ", a frozen weight that differs from this base model's" if own is not None else ""
+        lines.append(f"unexpected: {key} {shape}{what}")
+    return lines
 
 
 def _without_broken_ties(planned: Plan, tensors: dict[str, Tensor]) -> Plan:
@@ -313,10 +328,9 @@ def restore_adapter(model: nn.Module, directory: str | os.PathLike, adapter_name
     for name in ("lora_alpha", "alpha_pattern", "use_rslora"):  # the scaling; the rank shows in the shapes
         if (value := getattr(theirs, name)) != (own := getattr(ours, name)):
             raise AdapterFileError(f"{folder}: {name}={value!r}, but the adapter {adapter_name!r} has {own!r}")
-    tensors = read_tensors(folder / WEIGHTS_FILE)
     first_of: dict[int, str] = {}
     ties = {key: first for key, value in parameters.items() if (first := first_of.setdefault(id(value), key)) != key}
-    _check(folder, model, parameters, ties | {first: key for key, first in ties.items()}, tensors)
+    tensors = _fitting_tensors(folder, model, parameters, ties | {first: key for key, first in ties.items()})
     for key, value in parameters.items():
         value.copy_(tensors[key])
 

@@ -1,7 +1,6 @@
 """Which modules a `LoraConfig` names: matching by PEFT's rules, but nothing that matches nothing passes in silence."""
 
 import difflib
-import re
 from collections.abc import Callable, Iterable
 
 import torch.nn as nn
@@ -11,8 +10,11 @@ from lorafit.lora.architectures import DEFAULT_TARGETS, TASK_HEADS
 from lorafit.lora.config import LoraConfig
 from lorafit.lora.graft import base_modules
 from lorafit.lora.layers import conv1d, kind_of, linear
+from lorafit.patterns import fullmatch, match
+from lorafit.untrusted import short
 
 Rule = Callable[[Iterable[str], str], bool]
+MOST_LINES = 20  # of entries that match nothing; each is compared with the model's names
 
 
 def find_targets(model: nn.Module, config: LoraConfig, *, strict: bool = True) -> list[str]:
@@ -37,7 +39,8 @@ def find_targets(model: nn.Module, config: LoraConfig, *, strict: bool = True) -
         candidates = all_linear(model, config)
     else:
         targets = config.target_modules if config.target_modules is not None else _default_targets(model)
-        candidates = [name for name in modules if name and matches(targets, name)]
+        named = _looked_up(targets)
+        candidates = [name for name in modules if name and matches(named, name)]
         idle += _unmatched(targets, modules, "target_modules")
     chosen = [name for name in candidates if name not in inside_saved and not _excluded(config, name)]
     chosen = _in_layers(config, chosen)
@@ -77,10 +80,11 @@ def all_linear(model: nn.Module, config: LoraConfig) -> list[str]:
 
 
 def matches(targets: Iterable[str], name: str) -> bool:
-    """PEFT's rule for targets: a regular expression over the whole name, or a list of names and suffixes."""
+    """PEFT's rule for targets: a regular expression over the whole name, or names and suffixes (a set, where many)."""
     if isinstance(targets, str):
-        return re.fullmatch(targets, name) is not None
-    return any(name == target or name.endswith(f".{target}") for target in targets)
+        return fullmatch(targets, name) is not None
+    parts = name.split(".")
+    return any(".".join(parts[i:]) in targets for i in range(len(parts)))
 
 
 def saves(entries: Iterable[str], name: str) -> bool:
@@ -98,7 +102,7 @@ def short_names(model: nn.Module, names: list[str], fits: Rule = matches) -> lis
 def pattern_value(patterns: dict, name: str, default):
     """The value of the first pattern that fits the end of `name` (PEFT's `rank_pattern`, `alpha_pattern`)."""
     for pattern, value in patterns.items():
-        if re.match(rf"(.*\.)?({pattern})$", name):
+        if match(rf"(.*\.)?({pattern})$", name):
             return value
     return default
 
@@ -117,7 +121,7 @@ def _default_targets(model: nn.Module) -> list[str] | str:
 
 
 def _excluded(config: LoraConfig, name: str) -> bool:
-    return config.exclude_modules is not None and matches(config.exclude_modules, name)
+    return config.exclude_modules is not None and matches(_looked_up(config.exclude_modules), name)
 
 
 def _in_layers(config: LoraConfig, names: list[str]) -> list[str]:
@@ -132,25 +136,43 @@ def _layer_index(config: LoraConfig, name: str) -> int | None:
     """The number after the list of layers in `name`: `model.layers.3.mlp` -> 3."""
     patterns = config.layers_pattern or []
     for pattern in [patterns] if isinstance(patterns, str) else patterns:
-        if match := re.match(rf"(?:^|.*?\.){pattern}\.(\d+)\.", name):
-            return int(match[1])
-    match = None if patterns else re.match(r"(?:.*?\.)?[^.]*\.(\d+)\.", name)
-    return int(match[1]) if match else None
+        if found := match(rf"(?:^|.*?\.){pattern}\.(\d+)\.", name):
+            return _last_number(found)
+    found = None if patterns else match(r"(?:.*?\.)?[^.]*\.(\d+)\.", name)
+    return _last_number(found) if found else None
+
+
+def _last_number(found) -> int | None:
+    """Of a match, the last group: a pattern may have groups of its own."""
+    number = found[found.re.groups]
+    return int(number) if number is not None else None
 
 
 def _unmatched(targets: list[str] | str, modules: dict[str, nn.Module], field: str, fits: Rule = matches) -> list[str]:
-    """A line for each entry that no module's name fits."""
-    entries = [targets] if isinstance(targets, str) else targets
-    missing = [
-        entry for entry in entries if not any(fits(targets if entry is targets else [entry], name) for name in modules)
-    ]
-    return [f"{field}: {entry!r} matches no module; {_close(entry, modules)}" for entry in missing]
+    """A line for each entry that no module's name fits, up to a few."""
+    if isinstance(targets, str):
+        missing = [] if any(matches(targets, name) for name in modules) else [targets]
+    else:
+        endings = {ending for name in modules for ending in _endings(name, fits)}
+        missing = [entry for entry in targets if entry not in endings]
+    lines = [f"{field}: {short(entry)} matches no module; {_close(entry, modules)}" for entry in missing[:MOST_LINES]]
+    return lines + ([f"{field}: {len(missing) - MOST_LINES:,} more match none"] if missing[MOST_LINES:] else [])
+
+
+def _endings(name: str, fits: Rule) -> Iterable[str]:
+    """What a rule's entry may be to fit `name`: its last parts, or for `modules_to_save` any end of it."""
+    return (name[i:] for i in range(len(name) + 1) if fits is saves or i == 0 or name[i - 1] == ".")
+
+
+def _looked_up(targets: Iterable[str]) -> Iterable[str]:
+    """A list as a set, in which an entry is found at once."""
+    return targets if isinstance(targets, str) else frozenset(targets)
 
 
 def _close(entry: str, modules: dict[str, nn.Module]) -> str:
     adaptable = {name.rpartition(".")[2] for name, module in modules.items() if kind_of(module)} - {""}
     adaptable = {name for name in adaptable if not name.isdigit()}
-    close = difflib.get_close_matches(entry.rpartition(".")[2], sorted(adaptable), 3, 0.5)
+    close = difflib.get_close_matches(entry[-200:].rpartition(".")[2], sorted(adaptable), 3, 0.5)
     if close:
         return "close: " + ", ".join(close)
     return "this model has " + ", ".join(sorted(adaptable)[:20])
@@ -165,7 +187,7 @@ def _idle_entries(config: LoraConfig, modules: dict[str, nn.Module]) -> list[str
         problems += [
             f"{field}: {pattern!r} matches no module; {_close(pattern, modules)}"
             for pattern in patterns
-            if not any(re.match(rf"(.*\.)?({pattern})$", name) for name in modules)
+            if not any(match(rf"(.*\.)?({pattern})$", name) for name in modules)
         ]
     if config.layers_to_transform is not None:
         wanted = config.layers_to_transform

@@ -7,6 +7,7 @@ next-token choices change on instruction text, mean KL divergence 3e-4.
 
 import importlib.util
 import shutil
+import struct
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache
@@ -17,6 +18,7 @@ from lorafit.errors import MissingExtraError, ModelError
 from lorafit.models.cache import build_once, cache_directory
 from lorafit.models.gguf_header import GgufHeader, read_header
 from lorafit.models.quiet import quiet_transformers
+from lorafit.untrusted import short
 
 if TYPE_CHECKING:
     import torch
@@ -25,6 +27,8 @@ if TYPE_CHECKING:
 VERSION = 1
 """Of the conversion; a directory made by another version is not used."""
 
+# What transformers and gguf raise on a file that says what cannot be: they check little of it.
+_UNREADABLE = (ValueError, TypeError, LookupError, AttributeError, ArithmeticError, RuntimeError, OSError, struct.error)
 _PROBES = (
     "Hello world",
     "  two  spaces,\n\n\ttab",
@@ -66,7 +70,7 @@ def convert(file: Path, digest: str, on_message: Callable[[str], None]) -> Path:
 
 
 def _check(file: Path, header: GgufHeader, target: Path) -> None:
-    if header.metadata.get("split.count", 1) > 1:
+    if header.metadata.get("split.count", 1) not in (0, 1):
         raise ModelError(f"{file} is one part of a split GGUF: join the parts with `llama-gguf-split --merge`")
     target.parent.mkdir(parents=True, exist_ok=True)
     need, free = 4 * sum(header.tensors.values()), shutil.disk_usage(target.parent).free
@@ -91,9 +95,10 @@ def _convert(file: Path, header: GgufHeader, directory: Path) -> None:
             model, info = AutoModelForCausalLM.from_pretrained(  # pyright: ignore[reportGeneralTypeIssues]
                 **source, config=config, dtype=torch.float32, output_loading_info=True, **_dequantized()
             )
-    except (ValueError, KeyError, NotImplementedError, OSError) as error:
+    except _UNREADABLE as error:
         raise ModelError(
-            f"transformers cannot read {file} (architecture {header.architecture}): {error}. Use its safetensors"
+            f"transformers cannot read {file} (architecture {short(header.architecture)[1:-1]}): {error}. Use its "
+            "safetensors"
         ) from error
     if info["missing_keys"]:
         raise ModelError(

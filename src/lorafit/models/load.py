@@ -13,6 +13,7 @@ from urllib.request import getproxies
 from lorafit.allocator import give_back_at_once
 from lorafit.collection import collection_paused
 from lorafit.errors import ConfigError, LorafitError, MissingExtraError, ModelError, PlanError
+from lorafit.models.guard import announce_code, announce_pickle, check_config, check_model
 from lorafit.models.quantize import (
     Quantize,
     check_quantized,
@@ -37,6 +38,7 @@ TOKEN_CLASSIFICATION: HeadKind = "token_classification"
 # transformers' names of what stands on the body of a classifier: trained whole, so never quantized
 CLASSIFIER_HEADS = ["classifier", "pre_classifier", "score", "pooler", "head"]
 
+MOST_WORDS = 2000  # characters of another library's message
 _PAD_NAMES = ("<pad>", "[PAD]", "<|pad|>", "<|padding|>", "<PAD>", "<|finetune_right_pad_id|>", "<|vision_pad|>")
 _SPARE = re.compile(r"reserved|unused|placeholder|extra_0|dummy", re.IGNORECASE)
 
@@ -53,6 +55,8 @@ def load_tokenizer(resolved: ResolvedModel, *, trust_remote_code: bool = False) 
     """
     from transformers import AutoTokenizer
 
+    if trust_remote_code:
+        announce_code(resolved.reference)
     with _explained(resolved, "tokenizer"), collection_paused():
         tokenizer = AutoTokenizer.from_pretrained(
             resolved.path, trust_remote_code=trust_remote_code, **_source(resolved)
@@ -94,6 +98,8 @@ def load_model(
     place = pick_device(device)
     torch_dtype = dtype_on(dtype, place)
     placement = _placement(place, quantize, torch_dtype)
+    if allow_pickle:
+        announce_pickle(resolved.reference)
     with _explained(resolved, "model"):
         config, auto = _config_and_class(resolved, trust_remote_code, seq2seq)
         if is_quantized_already(config, quantize, resolved.reference):
@@ -128,6 +134,7 @@ def load_classifier(
     device: "str | torch.device | None" = None,
     quantize: Quantize = "none",
     trust_remote_code: bool = False,
+    allow_pickle: bool = False,
 ) -> "tuple[PreTrainedModel, list[str]]":
     """Load the base model with a classifier's head on it, in evaluation mode.
 
@@ -140,6 +147,7 @@ def load_classifier(
         quantize: "nf4" or "int8" holds the linear layers but the head in 4 or 8 bits, one tensor after the other. A
             checkpoint that was saved in bitsandbytes' formats stays as it is.
         trust_remote_code: run the Python code that comes with the model.
+        allow_pickle: also take weights in PyTorch's pickle format, which can run code when they are read.
 
     Returns:
         The model, and the names of its modules that the checkpoint lacks: the head, freshly drawn from torch's default
@@ -149,13 +157,15 @@ def load_classifier(
         ModelError: not there, not readable, no classifier of its kind, weights of its body missing, or the hub cannot
             be reached.
     """
-    from transformers import AutoConfig, AutoModelForSequenceClassification, AutoModelForTokenClassification
+    from transformers import AutoModelForSequenceClassification, AutoModelForTokenClassification
 
     place = pick_device(device)
     torch_dtype = dtype_on(dtype, place)
     placement = _placement(place, quantize, torch_dtype, keep=CLASSIFIER_HEADS)
+    if allow_pickle:
+        announce_pickle(resolved.reference)
     with _explained(resolved, "classifier"), without_load_report():
-        config = AutoConfig.from_pretrained(resolved.path, trust_remote_code=trust_remote_code, **_source(resolved))
+        config = _config(resolved, trust_remote_code)
         if is_quantized_already(config, quantize, resolved.reference):
             placement["quantization_config"] = None
         config.id2label = dict(enumerate(labels))
@@ -167,7 +177,7 @@ def load_classifier(
                 resolved.path,
                 config=config,
                 dtype=torch_dtype,
-                use_safetensors=True,
+                use_safetensors=None if allow_pickle else True,
                 trust_remote_code=trust_remote_code,
                 ignore_mismatched_sizes=True,  # a head for other classes gives way to a fresh one
                 output_loading_info=True,
@@ -289,6 +299,19 @@ def _changes(config: "PreTrainedConfig", quantize: Quantize, dtype: "torch.dtype
     return quantize != "none" or config.dtype not in (None, dtype)
 
 
+def _config(resolved: ResolvedModel, trust_remote_code: bool) -> "PreTrainedConfig":
+    """The config of a model whose files were found to stay in their folder."""
+    from transformers import AutoConfig
+
+    if trust_remote_code:
+        announce_code(resolved.reference)
+    source = _source(resolved)
+    check_config(resolved, source)
+    config = AutoConfig.from_pretrained(resolved.path, trust_remote_code=trust_remote_code, **source)
+    check_model(resolved, config, source, trusted=trust_remote_code)
+    return config
+
+
 def _config_and_class(
     resolved: ResolvedModel, trust_remote_code: bool, seq2seq: bool = False
 ) -> "tuple[PreTrainedConfig, Any]":
@@ -297,10 +320,10 @@ def _config_and_class(
     Raises:
         ModelError: It is no encoder-decoder where one was asked for.
     """
-    from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoModelForSeq2SeqLM
+    from transformers import AutoModel, AutoModelForCausalLM, AutoModelForSeq2SeqLM
     from transformers.models.auto import modeling_auto
 
-    config = AutoConfig.from_pretrained(resolved.path, trust_remote_code=trust_remote_code, **_source(resolved))
+    config = _config(resolved, trust_remote_code)
     saved_as = set(config.architectures or [])
     if seq2seq:
         if not config.is_encoder_decoder:
@@ -345,7 +368,11 @@ def _source(resolved: ResolvedModel) -> dict[str, Any]:
 
 
 def _hub_answers() -> bool:
-    """Whether the hub's name can be looked up; without this, being offline costs a minute of retries."""
+    """Whether the hub may be asked and its name can be looked up; else being offline costs a minute of retries."""
+    from huggingface_hub.constants import is_offline_mode
+
+    if is_offline_mode():  # HF_HUB_OFFLINE
+        return False
     host = urlsplit(os.environ.get("HF_ENDPOINT", "https://huggingface.co")).hostname
     if "https" in getproxies() or "all" in getproxies():
         return True  # the proxy looks names up
@@ -359,17 +386,19 @@ def _hub_answers() -> bool:
 @contextlib.contextmanager
 def _explained(resolved: ResolvedModel, what: str) -> Iterator[None]:
     """Turn what transformers and the hub raise into one line that says how to go on."""
+    import torch
     from huggingface_hub.errors import GatedRepoError, LocalEntryNotFoundError, RepositoryNotFoundError
 
     try:
         with contextlib.nullcontext() if resolved.kind == "hub" else quiet_transformers():
             yield
-    except LorafitError:
+    except (LorafitError, torch.OutOfMemoryError):
         raise
     except ImportError as error:
         raise MissingExtraError(f"The {what} of {resolved.reference} needs another package: {error}") from error
-    except (OSError, ValueError) as error:
-        chain, cause = [], error
+    except Exception as error:  # on hostile files transformers, tokenizers and safetensors raise kinds of any sort
+        chain: list[BaseException] = []
+        cause: BaseException | None = error
         while cause is not None and cause not in chain:
             chain.append(cause)
             cause = cause.__cause__ or cause.__context__
@@ -379,14 +408,21 @@ def _explained(resolved: ResolvedModel, what: str) -> Iterator[None]:
         elif any(issubclass(kind, RepositoryNotFoundError) for kind in kinds):
             line = "is not at the hub (or is private: `hf auth login`), and there is no such directory here"
         elif any(issubclass(kind, LocalEntryNotFoundError) for kind in kinds):
+            from huggingface_hub.constants import is_offline_mode
+
+            why = "HF_HUB_OFFLINE is set: unset it" if is_offline_mode() else "the hub cannot be reached: go online"
             line = (
-                "is not in the hub's cache on this machine, and the hub cannot be reached: go online, give a directory "
-                "or a GGUF file, or try demo:gemma-3-270m"
+                f"is not in the hub's cache on this machine, and {why}, give a directory or a GGUF file, or try "
+                "demo:gemma-3-270m"
             )
         elif "trust_remote_code" in str(error):
             line = "carries its own Python code; if you trust its authors, set model.trust_remote_code to true"
         elif "safetensors" in str(error):
-            line = "has no safetensors weights (pickled ones can run code): convert it, or take a copy that has them"
+            line = (
+                "has no safetensors weights, and pickled ones can run code: convert it, take a copy that has them, or, "
+                "if you trust its authors, set model.allow_pickle to true"
+            )
         else:
-            line = f"cannot be loaded as a {what}: {' '.join(str(error).split())}"
+            text = " ".join(str(error).split()) or type(error).__name__
+            line = f"cannot be loaded as a {what}: {text[:MOST_WORDS]}{' ...' if len(text) > MOST_WORDS else ''}"
         raise ModelError(f"{resolved.reference} {line}") from error

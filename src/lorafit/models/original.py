@@ -1,18 +1,16 @@
 """The weights of a checkpoint as they were saved, one tensor at a time, beside a model that holds them quantized."""
 
-import contextlib
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lorafit.errors import ModelError
+from lorafit.models.guard import INDEX, check_weights, shards
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 WEIGHTS = "model.safetensors"
-INDEX = "model.safetensors.index.json"
 
 
 def original_weights(model: str, revision: str | None = None) -> "Callable[[str], Tensor]":
@@ -67,11 +65,11 @@ def _places(directory: Path, model: str) -> dict[str, Path]:
     """The file that holds each tensor."""
     from safetensors import safe_open
 
-    with contextlib.suppress(FileNotFoundError):
-        index = json.loads((directory / INDEX).read_text(encoding="utf-8"))
-        return {key: directory / file for key, file in index["weight_map"].items()}
+    if (directory / INDEX).is_file():
+        return shards(directory / INDEX, model)
     if not (directory / WEIGHTS).is_file():
         raise ModelError(f"{model} has neither {WEIGHTS} nor {INDEX}: its original weights cannot be read")
+    check_weights(directory / WEIGHTS, model)
     with safe_open(directory / WEIGHTS, framework="pt", backend="pread") as file:
         return dict.fromkeys(file.keys(), directory / WEIGHTS)
 

@@ -1,8 +1,8 @@
 """From what the user writes after `--model` to files that transformers loads."""
 
 import difflib
-import json
 import logging
+import os
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,6 +14,7 @@ from lorafit.models.cache import sha256
 from lorafit.models.demo import DEMO_MODELS, find_demo
 from lorafit.models.gguf_convert import convert
 from lorafit.models.gguf_header import MAGIC, read_header
+from lorafit.untrusted import Refused, read_json, short
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 _log = logging.getLogger(__name__)
@@ -65,7 +66,13 @@ def _local(reference: str, on_message: Callable[[str], None]) -> ResolvedModel |
     if reference.startswith("demo:"):
         directory, notice = find_demo(reference, on_message)
         return ResolvedModel(reference, str(directory), None, notice, "demo")
-    path = Path(reference).expanduser()
+    path = Path(os.path.expanduser(reference))  # Path's own fails where nobody has that name
+    try:
+        path.stat()
+    except FileNotFoundError:
+        pass  # a hub id, or what is told below
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{short(reference)} cannot be looked for: {error}") from None
     if path.is_dir():
         _check_directory(path)
         return ResolvedModel(reference, str(path), None, None, "directory")
@@ -85,7 +92,13 @@ def _check_directory(path: Path) -> None:
     if (path / "run.json").is_file():
         raise ModelError(f"{path} is a run of lorafit, not a base model: use it as `lorafit generate {path}`")
     if (path / "adapter_config.json").is_file():
-        base = json.loads((path / "adapter_config.json").read_text(encoding="utf-8")).get("base_model_name_or_path")
+        try:
+            config = read_json(path / "adapter_config.json")
+        except Refused as error:
+            raise ModelError(
+                f"{path} is an adapter, not a base model, and its config cannot be read: {error}"
+            ) from error
+        base = config.get("base_model_name_or_path") if isinstance(config, dict) else None
         hint = f"its base model is {base}" if base else "give its base model"
         raise ModelError(f"{path} is an adapter, not a base model: {hint}")
     if files := sorted(path.glob("*.gguf")):
@@ -101,5 +114,5 @@ def _gguf(reference: str, path: Path, on_message: Callable[[str], None]) -> Reso
     if magic != MAGIC:
         raise ModelError(f"{path} is a file but not GGUF: give the directory that holds config.json and the weights")
     licence = read_header(path).metadata.get("general.license")
-    notice = f"{path.name} states its licence as: {licence}" if licence else None
+    notice = f"{path.name} states its licence as: {short(licence)[1:-1]}" if licence else None
     return ResolvedModel(reference, str(convert(path, sha256(path), on_message)), None, notice, "gguf")

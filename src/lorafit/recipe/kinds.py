@@ -6,11 +6,15 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
+from lorafit.patterns import problem_of
+from lorafit.untrusted import short
+
 
 class Settings(BaseModel):
     """One section: no unknown key, no silent conversion ("3" is not 3, true is not 1), no later change."""
 
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False, validate_default=True)
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False, validate_default=True,
+                              hide_input_in_errors=True)  # fmt: skip
 
 
 def one_or_list(value: Any) -> Any:
@@ -34,10 +38,8 @@ def on_or_off(value: Any) -> Any:
 
 def check_pattern(pattern: str) -> None:
     """Raise ValueError where `pattern` is no regular expression."""
-    try:
-        re.compile(pattern)
-    except re.error as error:
-        raise ValueError(f"must be a regular expression, but {pattern!r} is not one ({error})") from None
+    if (problem := problem_of(pattern)) is not None:
+        raise ValueError(f"must be a regular expression, but {short(pattern)} is not one ({problem})")
 
 
 def bytes_of(text: str) -> int:

@@ -26,6 +26,7 @@ from lorafit.recipe.explain import (
     unknown,
 )
 from lorafit.recipe.settings import Recipe
+from lorafit.redact import redacted
 
 
 @dataclass
@@ -115,7 +116,8 @@ def load_recipe(path: str | Path | None = None, sets: Sequence[str] = (), **flag
     recipe = _validate(reader)
     if reader.problems:
         count = "1 problem" if len(reader.problems) == 1 else f"{len(reader.problems)} problems"
-        raise ConfigError(f"The recipe has {count}:\n" + "\n".join(f"  {line}" for line in reader.problems))
+        lines = "\n".join(f"  {line}" for line in reader.problems)
+        raise ConfigError(redacted(f"The recipe has {count}:\n{lines}"))
     assert recipe is not None
     _note_unused_share(reader)
     recipe._notes = tuple(reader.notes)
@@ -124,6 +126,8 @@ def load_recipe(path: str | Path | None = None, sets: Sequence[str] = (), **flag
 
 def _read(path: Path) -> tuple[Any, yaml_text.Line]:
     try:
+        if path.stat().st_size > 4 * yaml_text.LONGEST:  # bytes; parse counts characters
+            raise ConfigError(f"{path} has {path.stat().st_size / 1e6:,.0f} MB: it is no recipe")
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
         close = difflib.get_close_matches(path.name, [p.name for p in path.parent.glob("*.y*ml")], 1, 0.5)
@@ -180,9 +184,19 @@ def _inline_template(reader: _Reader) -> None:
     given = reader.given.get("data.chat_template")
     if given is None or not isinstance(given.value, str) or "{" in given.value:
         return
-    if (file := Path(given.value).expanduser()).is_file():
-        reader.notes.append(f"{given.place}: data.chat_template is the text of {file}")
-        given.value = file.read_text(encoding="utf-8")
+    try:
+        file = Path(given.value).expanduser()
+        if not file.is_file():
+            return
+        if file.stat().st_size > yaml_text.LONGEST:
+            raise ValueError(f"{file.stat().st_size / 1e6:,.0f} MB are no template")
+        text = file.read_text(encoding="utf-8")
+    except (OSError, ValueError, RuntimeError) as error:  # too long a name, nobody's home, no UTF-8
+        reader.problem(given.place, f"data.chat_template {show(given.value)} cannot be read: {error}")
+        reader.refused.add("data.chat_template")
+        return
+    reader.notes.append(f"{given.place}: data.chat_template is the text of {file}")
+    given.value = text
 
 
 def _validate(reader: _Reader) -> Recipe | None:

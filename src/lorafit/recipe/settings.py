@@ -28,6 +28,7 @@ from lorafit.recipe.kinds import (
     one_or_list,
 )
 from lorafit.recipe.train_settings import TrainSettings
+from lorafit.redact import secret_in
 
 
 class ModelSettings(Settings):
@@ -58,14 +59,21 @@ class ModelSettings(Settings):
     )
     trust_remote_code: bool = Field(
         default=False,
-        description="Run Python code that the model's repository carries. Off: it is someone else's program.",
+        description="Run Python code that the model's repository carries. Off: it is someone else's program. Only a "
+        "line here, or --set model.trust_remote_code=true, turns it on; each start says that it is.",
+    )
+    allow_pickle: bool = Field(
+        default=False,
+        description="Also read weights that come as a pickle (pytorch_model.bin), which can run code when it is read. "
+        "Off: safetensors only.",
     )
 
     @property
     def loading(self) -> dict[str, Any]:
         """The arguments of `load_model`; an auto that no plan has settled quantizes nothing."""
         quantize = "none" if self.quantize == "auto" else self.quantize
-        return {**self.model_dump(include={"dtype", "device", "trust_remote_code"}), "quantize": quantize}
+        kept = self.model_dump(include={"dtype", "device", "trust_remote_code", "allow_pickle"})
+        return {**kept, "quantize": quantize}
 
 
 class DataSettings(Settings):
@@ -372,6 +380,21 @@ class Recipe(Settings):
             )
         if problems:
             raise ValueError("; ".join(problems))
+        return self
+
+    @model_validator(mode="after")
+    def _holds_no_secret(self) -> Recipe:
+        found = [
+            f"{section}.{name} holds {kind}"
+            for section in sections()
+            for name, value in getattr(self, section)
+            if (kind := secret_in(value))
+        ]
+        if found:
+            raise ValueError(
+                f"{'; '.join(found)}: a recipe is written to its run and shown in the report, so keep secrets in the "
+                "environment (HF_TOKEN, WANDB_API_KEY), where the libraries that need them look"
+            )
         return self
 
     @property

@@ -12,6 +12,11 @@ import yaml
 
 Line = dict[tuple[str, ...], int]
 
+LONGEST = 1 << 20
+"""Characters of a recipe; `lorafit init` writes 16,000, the longest chat templates have 30,000."""
+DEEPEST = 16
+"""Lists and mappings inside each other; recipes go 3 deep."""
+
 # The core schema of YAML 1.2.2, section 10.3.2.
 _SCALARS = (
     ("tag:yaml.org,2002:null", re.compile(r"^(?:~|null|Null|NULL|)$"), ["~", "n", "N", ""]),
@@ -38,6 +43,8 @@ class RecipeYamlError(ValueError):
 class _Loader(yaml.SafeLoader):
     yaml_implicit_resolvers: dict[str, list[Any]] = {}  # noqa: RUF012  (PyYAML's own name: one table a class)
 
+    depth = 0
+
     def compose_node(self, parent: Any, index: Any) -> Any:
         event = self.peek_event()
         line = event.start_mark.line + 1
@@ -46,7 +53,12 @@ class _Loader(yaml.SafeLoader):
         starts = (yaml.ScalarEvent, yaml.SequenceStartEvent, yaml.MappingStartEvent)
         if isinstance(event, starts) and event.tag is not None:
             raise RecipeYamlError(f"the tag {event.tag} is not allowed: write the plain value", line)
-        return super().compose_node(parent, index)
+        self.depth += 1
+        if self.depth > DEEPEST:
+            raise RecipeYamlError(f"more than {DEEPEST} lists and mappings lie inside each other", line)
+        node = super().compose_node(parent, index)
+        self.depth -= 1
+        return node
 
 
 class _Dumper(yaml.SafeDumper):
@@ -60,10 +72,18 @@ for _tag, _pattern, _first in _SCALARS:
     _Loader.add_implicit_resolver(_tag, _pattern, _first)
     _Dumper.add_implicit_resolver(_tag, _pattern, _first)
 # Decimal always: PyYAML's own constructor reads 010 as eight and 1:30 as ninety.
-_Loader.add_constructor("tag:yaml.org,2002:int", lambda _loader, node: int(node.value))
+_Loader.add_constructor("tag:yaml.org,2002:int", lambda _loader, node: _whole_number(node))
 _Loader.add_constructor(
     "tag:yaml.org,2002:float", lambda _loader, node: float(re.sub(r"\.(?=[a-z])", "", node.value.lower()))
 )
+
+
+def _whole_number(node: yaml.ScalarNode) -> int:
+    try:
+        return int(node.value)
+    except ValueError:  # Python reads no more than 4,300 digits
+        line = node.start_mark.line + 1
+        raise RecipeYamlError(f"a number of {len(node.value):,} digits is not allowed", line) from None
 
 
 def parse(text: str) -> tuple[Any, Line]:
@@ -76,9 +96,15 @@ def parse(text: str) -> tuple[Any, Line]:
         The value, of plain dicts, lists and scalars; and the line of each key, by its path from the top.
 
     Raises:
-        RecipeYamlError: not YAML, or a tag, an alias, a duplicate key or a key that is not a string.
+        RecipeYamlError: not YAML, too long or too deep, or a tag, an alias, a duplicate key or a key that is not a
+            string.
     """
-    loader = _Loader(text)
+    if len(text) > LONGEST:
+        raise RecipeYamlError(f"it has {len(text):,} characters, and no recipe needs more than {LONGEST:,}")
+    try:
+        loader = _Loader(text)
+    except yaml.YAMLError as error:  # a character that YAML does not allow
+        raise RecipeYamlError(f"not YAML: {error}") from None
     try:
         node = loader.get_single_node()
         lines: Line = {}

@@ -8,6 +8,7 @@ from pydantic_core import PydanticUndefined
 
 from lorafit.recipe import Recipe
 from lorafit.recipe.explain import PATHS, default, same, show
+from lorafit.redact import redacted
 from lorafit.report.blocks import Block, Code, Fold, Section, Table
 from lorafit.run import Run
 
@@ -39,7 +40,7 @@ def setup_section(run: Run) -> Section:
     )
     blocks: list[Block] = [
         Code("Repeat it with the same settings", again),
-        Code("The command it was started with", typed(record["command"])),
+        Code("The command it was started with", typed(redacted(record["command"]))),
         Table("Settings that differ from the defaults", ["setting", "value", "default"], rows, texts=True),
         Fold("all-settings", "All settings", [Table("All settings", ["setting", "value"], every, texts=True)]),
         Fold("versions", "Versions", [Table("Versions", ["package", "version"], versions, texts=True)]),

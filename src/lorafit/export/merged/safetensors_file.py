@@ -15,6 +15,8 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
+from lorafit.models.guard import check_weights, shards
+
 INDEX_FILE = "model.safetensors.index.json"
 SINGLE_FILE = "model.safetensors"
 DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
@@ -42,12 +44,12 @@ def weight_files(directory: Path) -> list[Path]:
         return [directory / SINGLE_FILE]
     if not (directory / INDEX_FILE).is_file():
         return []
-    index = json.loads((directory / INDEX_FILE).read_text(encoding="utf-8"))
-    return [directory / name for name in sorted(set(index["weight_map"].values()))]
+    return sorted(set(shards(directory / INDEX_FILE, str(directory)).values()))
 
 
 def read_header(file: Path) -> Header:
     """What a file holds, without reading a tensor."""
+    check_weights(file, str(file.parent))
     with file.open("rb") as stream:
         length = int.from_bytes(stream.read(8), "little")
         entries = json.loads(stream.read(length))

@@ -1,13 +1,23 @@
 """A user's own metric: a Python function named in the recipe as `file.py:function`."""
 
 import importlib.util
+import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 from lorafit.errors import ConfigError
+
+_log = logging.getLogger(__name__)
+
+
+@cache
+def announce(line: str) -> None:
+    """Say once which file of the user's is run."""
+    _log.warning(line)
 
 
 def is_own(name: str) -> bool:
@@ -39,6 +49,7 @@ class OwnMetric:
         file = Path(path).expanduser()
         if not file.is_file():
             raise ConfigError(f"evaluate.metrics {place}: there is no file {file.absolute()}")
+        announce(f"evaluate.metrics {place}: the Python code in {file.absolute()} runs here, with your rights.")
         spec = importlib.util.spec_from_file_location(f"lorafit_own_metric_{file.stem}", file)
         assert spec is not None and spec.loader is not None
         module = importlib.util.module_from_spec(spec)
