@@ -17,9 +17,10 @@ from pathlib import Path
 INSTRUCTION = "Describe this place in a sentence or two.\n\n"
 
 
-def representations(text: str, name: str) -> list[list[tuple[str, str]]]:
-    """The (representation, reference) pairs of each meaning, in the order of the file."""
-    meanings: dict[frozenset[str], list[tuple[str, str]]] = defaultdict(list)
+def representations(text: str, name: str) -> list[tuple[str, list[str]]]:
+    """Each representation with its references, in the order of the file; the same attributes in any order are one."""
+    written: dict[frozenset[str], str] = {}
+    references: dict[frozenset[str], list[str]] = defaultdict(list)
     for number, line in enumerate(text.splitlines(), 1):
         if not line.strip():
             continue
@@ -27,8 +28,9 @@ def representations(text: str, name: str) -> list[list[tuple[str, str]]]:
         if not (representation and bars and reference):
             sys.exit(f"{name}:{number} is not `representation||reference`: {line[:80]!r}")
         attributes = frozenset(" ".join(attribute.split()) for attribute in representation.split("|"))
-        meanings[attributes].append((representation, reference))
-    return list(meanings.values())
+        written.setdefault(attributes, representation)
+        references[attributes].append(reference)
+    return [(written[attributes], said) for attributes, said in references.items()]
 
 
 def main() -> None:
@@ -47,7 +49,9 @@ def main() -> None:
     arguments.output_dir.mkdir(parents=True, exist_ok=True)
     for name, wanted in ("train.jsonl", False), ("held_out.jsonl", True):
         chosen = [meaning for index, meaning in enumerate(meanings) if (index in held_out) is wanted]
-        rows = [{"prompt": INSTRUCTION + given, "completion": said} for meaning in chosen for given, said in meaning]
+        rows = [
+            {"prompt": INSTRUCTION + given, "completion": said} for given, references in chosen for said in references
+        ]
         lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in rows]
         (arguments.output_dir / name).write_text("".join(lines), encoding="utf-8")
         print(f"{arguments.output_dir / name}: {len(rows)} references of {len(chosen)} representations")
