@@ -150,6 +150,38 @@ def text_run(directory: Path, **settings: Any) -> Run:
     return run
 
 
+def measured_elsewhere(directory: Path) -> Run:
+    """A text run that was measured on two other domains, worse on one of them, and on lm-eval's tasks."""
+    run = text_run(directory)
+    changes = {
+        "instructions.jsonl": (2.0, 2.2, 0.1, 0.3),
+        "/another/folder/stories.jsonl": (3.0, 2.9, -0.2, 0.0),
+    }
+    domains = {
+        name: {
+            "file": name,
+            "rows": 1200,
+            "metrics": {
+                metric: {"base": base, "tuned": tuned, "difference": tuned - base, "interval": [low, high]}
+                for metric in ("loss", "perplexity")
+            },
+        }
+        for name, (base, tuned, low, high) in changes.items()
+    }
+    write(run, "eval_also.json", domains)
+    figures = {"base": 0.31, "tuned": 0.35, "difference": 0.04, "higher_is_better": True}
+    tasks = {
+        "hellaswag": {"acc": {**figures, "interval": [0.01, 0.07]}},
+        "wikitext": {"byte_perplexity": {**figures, "interval": None}},
+    }
+    write(
+        run,
+        "eval_suite.json",
+        {name: {"rows": 100, "limit": None, "lm_eval": "0.4.13", "metrics": found} for name, found in tasks.items()},
+    )
+    return run
+
+
 TRUTH = ["ABBR"] * 2 + ["DESC"] * 10 + ["HUM"] * 8
 SAID = ["DESC"] * 2 + ["DESC"] * 9 + ["HUM"] + ["HUM"] * 8
 

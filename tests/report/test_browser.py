@@ -7,7 +7,7 @@ from contextlib import contextmanager
 import pytest
 from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import expect
-from runs import class_run, log, start, text_run
+from runs import class_run, log, measured_elsewhere, start, text_run
 
 from lorafit.report.page import write_report
 from lorafit.report.several import write_comparison
@@ -40,13 +40,14 @@ def reports(tmp_path_factory) -> dict[str, str]:
     log(begun, last=9)
     begun.update(state="failed", error="ValueError: it broke")
     pages = {"text": write_report(text), "classes": write_report(classes), "begun": write_report(begun)}
+    pages["elsewhere"] = write_report(measured_elsewhere(folder / "elsewhere"))
     pages["several"] = write_comparison([text, text_run(folder / "other", learning_rate=3e-4)], folder / "several.html")
     return {name: file.as_uri() for name, file in pages.items()}
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("size", [PHONE, DESKTOP], ids=["phone", "desktop"])
-@pytest.mark.parametrize("kind", ["text", "classes", "begun", "several"])
+@pytest.mark.parametrize("kind", ["text", "elsewhere", "classes", "begun", "several"])
 def test_no_accessibility_rule_is_broken_and_nothing_runs_off_the_side(browser, reports, kind, size, scheme):
     with opened(browser, reports[kind], size, scheme) as page:
         assert page.evaluate(FIT)
@@ -93,7 +94,7 @@ def test_labels_of_a_figure_do_not_overlap(browser, reports):
                 x.left < y.right - 1 && y.left < x.right - 1 && x.top < y.bottom - 3 && y.top < x.bottom - 3)
                 .map(([b]) => `${svg.getAttribute('aria-label').slice(0, 30)}: ${a} and ${b}`));
         })"""
-    for kind in ("text", "classes", "several"):
+    for kind in ("text", "elsewhere", "classes", "several"):
         for size in (PHONE, DESKTOP):
             with opened(browser, reports[kind], size) as page:
                 assert page.evaluate(overlaps) == []

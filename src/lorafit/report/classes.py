@@ -61,7 +61,8 @@ def classes_section(run: Run, samples: Sequence[Mapping[str, Any]]) -> Section |
     ]
     wrong = [sample for sample in samples if sample["tuned"] != sample["reference"]]
     if wrong:
-        shown = wrong[:: -(-len(wrong) // SHOWN_WRONG)]
+        count = min(len(wrong), SHOWN_WRONG)
+        shown = [wrong[place * len(wrong) // count] for place in range(count)]  # spread evenly
         rows = [[sample["prompt"], sample["reference"], sample["tuned"]] for sample in shown]
         title = f"Rows it gets wrong ({len(shown):,} of {len(wrong):,})"
         blocks.append(Fold("wrong", title, [Table(title, ["text", "class", "tuned says"], rows, texts=True)]))

@@ -81,7 +81,7 @@ def facts(run: Run, history: History) -> list[tuple[str, str]]:
         items.append(("so far", _step(run, history)))
     if parameters := record.get("parameters"):
         share = parameters["trainable"] / parameters["all"]
-        items.append(("adapter", f"rank {recipe.lora.r}, {parameters['trainable']:,} parameters ({share:.2%})"))
+        items.append(("adapter", f"rank {recipe.lora.r}, {parameters['trainable']:,} parameters ({100 * share:.2f} %)"))
     return items
 
 

@@ -29,7 +29,7 @@ def layers_section(updates: Mapping[str, Any], adapter: bool) -> Section | None:
     if cells:
         blocks.append(_figure(cells))
     if single:
-        rows = [[name, f"{share:.3%}"] for name, share in single.items()]
+        rows = [[name, f"{100 * share:.3f} %"] for name, share in single.items()]
         blocks.append(Table("Modules outside of numbered layers", ["module", "update / weight"], rows))
     return Section("layers", "Layers", "Where the model changed", blocks)
 
@@ -106,14 +106,15 @@ def _figure(cells: Cells) -> Figure:
     names = dict(zip(cells, labels, strict=True))
 
     def told(found: tuple[float, tuple[str, int], str]) -> str:
-        return f"{found[0]:.2%} (layer {names[found[1]]}, {short[found[2]]})"
+        return f"{100 * found[0]:.2f} % (layer {names[found[1]]}, {short[found[2]]})"
 
     note = f"Norm of the update over norm of the weight. Strongest: {told(largest)}; faintest: {told(smallest)}."
     height = 40 + cell * len(cells)
     sizes = {name: (width, height + (0 if flat(width) else 7 * longest)) for name, (width, _) in SIZES.items()}
     label = f"Size of the update of each module by layer. {note}"
     rows = [
-        [names[place], *(f"{row[kind]:.2%}" if kind in row else "-" for kind in kinds)] for place, row in cells.items()
+        [names[place], *(f"{100 * row[kind]:.2f} %" if kind in row else "-" for kind in kinds)]
+        for place, row in cells.items()
     ]
     return Figure(
         "Size of the learned update, by layer and kind of module",

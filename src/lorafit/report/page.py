@@ -12,6 +12,7 @@ from markupsafe import Markup
 import lorafit
 from lorafit.report.blocks import Page, Section
 from lorafit.report.curves import loss_section, progress_section
+from lorafit.report.elsewhere import elsewhere_section, suite_section
 from lorafit.report.headline import headline, opening, when
 from lorafit.report.history import History
 from lorafit.report.labels import labels_section
@@ -54,6 +55,8 @@ def page_of(run: Run) -> Page:
     words, lead, tone = headline(run, history, main, beside)
     sections: list[Section | None] = [
         results_section(results, run),
+        elsewhere_section(run, results),
+        suite_section(run.suite),
         loss_section(history, UNITS.get(run.recipe.task, "token")),
         labels[0] if labels else samples_section(samples),
         layers_section(run.updates, run.has_adapter and run.record["state"] == "finished"),

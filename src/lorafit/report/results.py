@@ -35,9 +35,7 @@ class Result:
     @property
     def change(self) -> str:
         """What it is beyond chance: "better", "worse" or "no difference"."""
-        if not self.measured.beyond_chance:
-            return "no difference"
-        return "better" if better(self.name, self.measured.difference) else "worse"
+        return change_of(self.name, self.measured)
 
     def sentence(self) -> str:
         """In words and numbers."""
@@ -49,6 +47,13 @@ class Result:
             f"{written(self.name, found.base)} before and is {written(self.name, found.tuned)} after: "
             f"{change} (95 % interval {interval(self.name, found.interval)})."
         )
+
+
+def change_of(name: str, found: Measured) -> str:
+    """What a figure's change is beyond chance: "better", "worse" or "no difference"."""
+    if not found.beyond_chance:
+        return "no difference"
+    return "better" if better(name, found.difference) else "worse"
 
 
 def interval(name: str, ends: tuple[float, float]) -> str:

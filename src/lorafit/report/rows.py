@@ -30,7 +30,7 @@ def data_section(summary: Mapping[str, Any]) -> Section:
         ),
     ]
     if "trained_share" in summary:
-        items.append(("trained share", f"{summary['trained_share']:.0%} of the tokens"))
+        items.append(("trained share", f"{100 * summary['trained_share']:.0f} % of the tokens"))
     items += [(words, f"{summary[key]:,}") for key, words in COUNTED.items() if summary.get(key)]
     items += [("left out", f"{len(places):,} rows: {reason}") for reason, places in summary["dropped"].items()]
     blocks: list[Block] = [Facts(items)]
@@ -46,9 +46,19 @@ def data_section(summary: Mapping[str, Any]) -> Section:
     return Section("data", "Data", "Data", blocks)
 
 
+def _percent(share: float) -> str:
+    return f"{100 * share:.0f} %"
+
+
 HISTOGRAMS: Sequence[tuple[str, str, str, str, Callable[[float], str]]] = (
     ("lengths", "length_histogram", "Rows by length", "tokens", "{:,.0f}".format),
-    ("shares", "trained_share_histogram", "Rows by trained share", "share of a row's tokens", "{:.0%}".format),
+    (
+        "shares",
+        "trained_share_histogram",
+        "Rows by trained share",
+        "share of a row's tokens",
+        lambda share: f"{100 * share:.0f} %",
+    ),
 )
 
 

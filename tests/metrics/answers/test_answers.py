@@ -51,6 +51,7 @@ def columns(references: list[list[str]]) -> list[list[str | None]]:
 
 
 BASE, TUNED = sentences(40, 1), sentences(40, 2)
+BASE[5] = ""  # a model that says nothing
 REFERENCES = [sentences(1 + number % 3, 100 + number) for number in range(40)]
 
 
