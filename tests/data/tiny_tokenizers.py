@@ -60,6 +60,25 @@ def metaspace() -> PreTrainedTokenizerFast:
     return _wrap(core)
 
 
+@cache
+def unigram(kind: str = "t5") -> PreTrainedTokenizerFast:
+    """SentencePiece's unigram model, as encoder-decoders have it: T5's ends with </s>, BART's begins with <s>, too."""
+    core = Tokenizer(models.Unigram())
+    core.pre_tokenizer = pre_tokenizers.Metaspace()  # pyright: ignore[reportAttributeAccessIssue]
+    core.decoder = decoders.Metaspace()  # pyright: ignore[reportAttributeAccessIssue]
+    special = ["<pad>", "</s>", "<unk>", "<s>"]
+    trainer = trainers.UnigramTrainer(vocab_size=200, special_tokens=special, unk_token="<unk>", show_progress=False)
+    core.train_from_iterator(CORPUS, trainer)
+    if kind != "bare":
+        around = {"t5": "$A </s>", "bart": "<s> $A </s>"}[kind]
+        core.post_processor = processors.TemplateProcessing(  # pyright: ignore[reportAttributeAccessIssue]
+            single=around, special_tokens=[("</s>", 1), ("<s>", 3)]
+        )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=core, pad_token="<pad>", eos_token="</s>", unk_token="<unk>", bos_token="<s>"
+    )
+
+
 def _wrap(core: Tokenizer, special: Sequence[str] = SPECIAL) -> PreTrainedTokenizerFast:
     extra = [token for token in special if token not in ("<s>", "</s>")]
     return PreTrainedTokenizerFast(tokenizer_object=core, bos_token="<s>", eos_token="</s>", extra_special_tokens=extra)

@@ -1,11 +1,12 @@
 """`lorafit chat`: a conversation with a tuned model."""
 
 import contextlib
+import shlex
 import sys
 
 from lorafit.cli.options import JsonFlag, MaxNewTokens, RunArgument, System, Temperature, TopP
 from lorafit.cli.output import open_output
-from lorafit.errors import DataError
+from lorafit.errors import DataError, RunError
 
 HELP = "/base: base or tuned model   /reset: forget the conversation   /quit or Ctrl-D: leave"
 
@@ -21,7 +22,13 @@ def chat(
     """Talk with the tuned model; /base switches to the base model and back."""
     from lorafit.cli.conversation import Conversation
     from lorafit.evaluate.generate import Sampling
+    from lorafit.run import Run
 
+    if Run.open(run).recipe.task == "seq2seq":
+        raise RunError(
+            f"{run} is a sequence-to-sequence model, which writes a target for one source and keeps no conversation: "
+            f"give it a source with `lorafit generate {shlex.quote(str(run))} --prompt '...'`"
+        )
     if sys.stdin.isatty():
         with contextlib.suppress(ImportError):  # Windows has none, and its console edits lines itself
             import readline  # noqa: F401  (line editing and history in input())

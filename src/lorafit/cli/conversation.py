@@ -9,7 +9,7 @@ from pathlib import Path
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from lorafit.data import Template
+from lorafit.data import Seq2SeqTemplate, Template
 from lorafit.errors import DataError
 from lorafit.evaluate.generate import Sampling, stream
 from lorafit.lora import disabled
@@ -23,7 +23,7 @@ class Conversation:
 
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
-    template: Template
+    template: Template | Seq2SeqTemplate
     system: str | None = None
     use_base: bool = False
     messages: list[dict[str, str]] = field(default_factory=list)
@@ -53,7 +53,7 @@ class Conversation:
         messages = [*self.messages, {"role": "user", "content": text}]
         prompt = self.template.prompt_ids(messages)
         context = context_length(self.model)
-        if context is not None:
+        if context is not None and not self.model.config.is_encoder_decoder:  # which reads and writes so many each
             if len(prompt) >= context:
                 raise DataError(
                     f"the conversation is {len(prompt)} tokens long and the model reads {context} with its answer: "

@@ -102,7 +102,13 @@ def show_verdict(console: "Console", verdict: "Verdict") -> None:
 
 
 def show_next(
-    console: "Console", run: Path, data: Path | None = None, *, writes_text: bool = True, report: Path | None = None
+    console: "Console",
+    run: Path,
+    data: Path | None = None,
+    *,
+    writes_text: bool = True,
+    chats: bool = True,
+    report: Path | None = None,
 ) -> None:
     """The commands that go on from here, and the report to open."""
     where = shlex.quote(str(run))
@@ -111,7 +117,7 @@ def show_next(
     commands = [f"lorafit eval {where}{rows}" if writes_text else f"lorafit eval {where} --data OTHER_ROWS"]
     if writes_text:
         commands = [
-            f"lorafit chat {where}",
+            *([f"lorafit chat {where}"] if chats else []),
             f"lorafit generate {where} --prompt '...'",
             *commands,
             f"lorafit export {where} --to merged --output-dir {where}-merged",

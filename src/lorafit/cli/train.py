@@ -25,7 +25,16 @@ from lorafit.errors import ConfigError
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-    from lorafit.data import ClassSummary, Prepared, PreparedClasses, PreparedTags, TagSummary, Template
+    from lorafit.data import (
+        ClassSummary,
+        Prepared,
+        PreparedClasses,
+        PreparedSeq2Seq,
+        PreparedTags,
+        Seq2SeqTemplate,
+        TagSummary,
+        Template,
+    )
     from lorafit.evaluate import ClassEvaluation, Evaluation
     from lorafit.recipe import Recipe
     from lorafit.run import Run
@@ -86,12 +95,20 @@ def run_training(recipe: "Recipe", out: Output, *, resume: bool = False, force: 
     from lorafit.collection import collection_paused
 
     with collection_paused():  # most of the time to the first step is importing
-        from lorafit.data import ClassSummary, Summary, render, render_classes, render_tags
+        from lorafit.data import (
+            ClassSummary,
+            Seq2SeqSummary,
+            Summary,
+            render,
+            render_classes,
+            render_seq2seq,
+            render_tags,
+        )
         from lorafit.train import train as fit
 
     def show(summary: "Summary | ClassSummary | TagSummary") -> None:
         if isinstance(summary, Summary):
-            out.console.print(render(summary))
+            out.console.print(render_seq2seq(summary) if isinstance(summary, Seq2SeqSummary) else render(summary))
         else:
             out.console.print(render_classes(summary) if isinstance(summary, ClassSummary) else render_tags(summary))
 
@@ -121,12 +138,12 @@ def _recipe_to_resume(run: Path | None, output_dir: Path | None) -> "Recipe":
 def _evaluate(trained: "Trained", out: Output) -> dict[str, Any]:
     from lorafit.cli.also import measure_also
     from lorafit.cli.show import show_class_evaluation, show_evaluation, show_next
-    from lorafit.data import Prepared
+    from lorafit.data import Prepared, PreparedSeq2Seq
     from lorafit.evaluate import forget_suite, write_also
 
     run, model, prepared = trained.run, trained.model, trained.prepared
-    recipe, history, writes_text = run.recipe, run.metrics(), isinstance(prepared, Prepared)
-    if isinstance(prepared, Prepared):
+    recipe, history, writes_text = run.recipe, run.metrics(), isinstance(prepared, Prepared | PreparedSeq2Seq)
+    if isinstance(prepared, Prepared | PreparedSeq2Seq):
         evaluation = evaluate_text(run, model, trained.tokenizer, trained.template, prepared, out, history=history)
         evaluation.write(run.directory)
         show_evaluation(out.console, evaluation, recipe.evaluate)
@@ -138,7 +155,8 @@ def _evaluate(trained: "Trained", out: Output) -> dict[str, Any]:
     write_also(run.directory, also)
     forget_suite(run.directory)
     report = draw_report(run, out)
-    show_next(out.console, run.directory, writes_text=writes_text, report=report)
+    chats = isinstance(prepared, Prepared)
+    show_next(out.console, run.directory, writes_text=writes_text, chats=chats, report=report)
     return {**evaluation.to_dict(), **shown, "report": None if report is None else str(report)}
 
 
@@ -168,8 +186,8 @@ def evaluate_text(
     run: "Run",
     model: "PreTrainedModel",
     tokenizer: "PreTrainedTokenizerBase",
-    template: "Template",
-    prepared: "Prepared",
+    template: "Template | Seq2SeqTemplate",
+    prepared: "Prepared | PreparedSeq2Seq",
     out: Output,
     *,
     history: Iterable[Mapping[str, Any]] = (),

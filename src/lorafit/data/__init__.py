@@ -1,7 +1,8 @@
 """Data: from files of examples to token ids and labels.
 
-`prepare` does it all, for labelled texts `prepare_classification`, for tagged words `prepare_token_classification`;
-`Template` alone serves prompts at inference; `render`, `render_classes` and `render_tags` show the summaries.
+`prepare` does it all, for labelled texts `prepare_classification`, for tagged words `prepare_token_classification`,
+for sources and targets `prepare_seq2seq`; `Template` and `Seq2SeqTemplate` alone serve prompts at inference; `render`
+and its kin show the summaries.
 """
 
 from lorafit.data.class_summary import ClassSummary, render_classes
@@ -11,6 +12,9 @@ from lorafit.data.labels import PROBLEM_TYPES, ProblemType, label_text
 from lorafit.data.prepare import Prepared, prepare
 from lorafit.data.read import read
 from lorafit.data.rows import Message, Record, Row
+from lorafit.data.seq2seq import PreparedSeq2Seq, prepare_seq2seq
+from lorafit.data.seq2seq_summary import Seq2SeqSummary, render_seq2seq
+from lorafit.data.seq2seq_template import Seq2SeqTemplate
 from lorafit.data.show import render
 from lorafit.data.summary import Summary
 from lorafit.data.tag_summary import TagSummary, render_tags
@@ -25,10 +29,13 @@ __all__ = [
     "Message",
     "Prepared",
     "PreparedClasses",
+    "PreparedSeq2Seq",
     "PreparedTags",
     "ProblemType",
     "Record",
     "Row",
+    "Seq2SeqSummary",
+    "Seq2SeqTemplate",
     "Summary",
     "TagRow",
     "TagSummary",
@@ -38,9 +45,11 @@ __all__ = [
     "normalize",
     "prepare",
     "prepare_classification",
+    "prepare_seq2seq",
     "prepare_token_classification",
     "read",
     "render",
     "render_classes",
+    "render_seq2seq",
     "render_tags",
 ]

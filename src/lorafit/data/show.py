@@ -35,7 +35,7 @@ def render(summary: Summary) -> Group:
     return Group(*parts)
 
 
-def figures(summary: RowFigures, source: str, own: Mapping[str, str], cut: str) -> Table:
+def figures(summary: RowFigures, source: str, own: Mapping[str, str], cut: str, unit: str = "row") -> Table:
     """The table that every task's rows have.
 
     Args:
@@ -43,12 +43,13 @@ def figures(summary: RowFigures, source: str, own: Mapping[str, str], cut: str) 
         source: Where the rows' content comes from, shown behind their number.
         own: What only this task has, behind the lines it shares.
         cut: What was cut, in words.
+        unit: What has the tokens.
     """
     table, tokens = Table.grid(padding=(0, 2)), summary.tokens
     lengths = ", ".join(f"{tokens[key]:,} {key}" for key in ("p50", "p90", "p99", "max"))
     table.add_row("Rows", f"{summary.rows:,} ({source})")
     table.add_row("Split", f"{summary.train_rows:,} to train on, {summary.held_out_rows:,} held out")
-    table.add_row("Tokens a row", f"{lengths} (limit {summary.max_length:,})")
+    table.add_row(f"Tokens a {unit}", f"{lengths} (limit {summary.max_length:,})")
     for name, value in own.items():
         table.add_row(name, value)
     table.add_row("Cut rows", cut)
@@ -74,8 +75,14 @@ def common_warnings(summary: RowFigures) -> list[str]:
 def _sample(sample: list[tuple[str, bool]]) -> Text:
     text = Text()
     for piece, trained in sample:
-        if len(piece) > PIECE:
-            half = PIECE // 2
-            piece = f"{piece[:half]} [... {len(piece) - PIECE:,} characters ...] {piece[-half:]}"
+        piece = shortened(piece)
         text.append(f"»{piece}«" if trained else piece, style="bold green" if trained else "dim")
     return text
+
+
+def shortened(piece: str) -> str:
+    """A piece of a sample, without its middle where it is long."""
+    half = PIECE // 2
+    if len(piece) <= PIECE:
+        return piece
+    return f"{piece[:half]} [... {len(piece) - PIECE:,} characters ...] {piece[-half:]}"

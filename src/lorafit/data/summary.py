@@ -124,10 +124,11 @@ def labelled_pieces(
         if not pieces or pieces[-1][1] != trained:
             pieces.append(([], trained))
         pieces[-1][0].append(token)
-    return [(_text(tokenizer, ids), trained) for ids, trained in pieces]
+    return [(decoded(tokenizer, ids), trained) for ids, trained in pieces]
 
 
-def _text(tokenizer: "PreTrainedTokenizerBase", ids: list[int]) -> str:
+def decoded(tokenizer: "PreTrainedTokenizerBase", ids: list[int]) -> str:
+    """Tokens as text, special ones included."""
     text = tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
     assert isinstance(text, str)
     return text

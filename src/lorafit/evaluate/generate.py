@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase, TextStreamer
 
+from lorafit.models import context_length
 from lorafit.train.loss import evaluating
 
 
@@ -45,8 +46,11 @@ def generate(
 
     Prompts of similar length share a batch; in float32 each answer equals the one that its prompt gets alone.
 
+    An encoder-decoder reads a prompt with its encoder, and its decoder starts as its `generation_config` says. What
+    else stands there holds too (words never said, n-grams never repeated), but lengths and search are the arguments'.
+
     Args:
-        model: a causal language model.
+        model: a causal language model or an encoder-decoder.
         prompts: token ids of each prompt, none empty.
         stop_token_ids: any of these ends an answer and is not part of it.
         max_new_tokens: the longest answer, in tokens.
@@ -59,9 +63,12 @@ def generate(
         The new token ids of each prompt, in the order of `prompts`.
     """
     stops = sorted(stop_token_ids)
-    pad = stops[0] if stops else 0  # masked in front of the prompts, cut off behind the answers
+    pad = stops[0] if stops else 0  # masked beside the prompts, cut off behind the answers
+    encodes = model.config.is_encoder_decoder
+    context = context_length(model) if encodes else None  # of the answer alone
     config = GenerationConfig(
-        max_new_tokens=max_new_tokens,
+        max_new_tokens=max_new_tokens if context is None else min(max_new_tokens, context),
+        min_length=0 if encodes else None,
         do_sample=sampling.temperature > 0,
         num_beams=sampling.num_beams,
         temperature=sampling.temperature or 1.0,
@@ -76,14 +83,15 @@ def generate(
     with evaluating(model), _seeded(sampling), _contiguous_head(model):
         for start in range(0, len(prompts), batch_size):
             batch = by_length[start : start + batch_size]
-            input_ids, attention_mask = _left_padded([prompts[index] for index in batch], pad)
+            input_ids, attention_mask = _padded([prompts[index] for index in batch], pad, left=not encodes)
             output = model.generate(  # pyright: ignore[reportCallIssue]  # a mixin's method, which pyright loses
                 input_ids.to(model.device),
                 attention_mask=attention_mask.to(model.device),
                 generation_config=config,
                 streamer=streamer,
             )
-            for index, ids in zip(batch, output[:, input_ids.shape[1] :].tolist(), strict=True):
+            before = 1 if encodes else input_ids.shape[1]
+            for index, ids in zip(batch, output[:, before:].tolist(), strict=True):
                 end = next((at for at, token in enumerate(ids) if token in stop_token_ids), len(ids))
                 answers[index] = ids[:end]
             on_rows(len(batch))
@@ -162,9 +170,11 @@ class _Words(TextStreamer):
             self.on_text(text)
 
 
-def _left_padded(prompts: Sequence[Sequence[int]], pad: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Token ids and attention mask, both (prompts, longest): all prompts end in the same column."""
+def _padded(prompts: Sequence[Sequence[int]], pad: int, *, left: bool) -> tuple[torch.Tensor, torch.Tensor]:
+    """Token ids and attention mask, both (prompts, longest): padded on the left all prompts end in the same column."""
     longest = max(map(len, prompts))
-    input_ids = torch.tensor([[pad] * (longest - len(prompt)) + list(prompt) for prompt in prompts])
-    attention_mask = torch.tensor([[0] * (longest - len(prompt)) + [1] * len(prompt) for prompt in prompts])
+    input_ids, attention_mask = torch.full((len(prompts), longest), pad), torch.zeros(len(prompts), longest).long()
+    for row, prompt in enumerate(prompts):
+        place = slice(longest - len(prompt), None) if left else slice(len(prompt))
+        input_ids[row, place], attention_mask[row, place] = torch.tensor(prompt), 1
     return input_ids, attention_mask

@@ -8,7 +8,7 @@ import numpy as np
 from transformers import PreTrainedModel
 
 from lorafit.errors import ModelError
-from lorafit.evaluate.scores import LabelScores
+from lorafit.evaluate.scores import LabelScores, Seq2SeqScores, scores_of
 from lorafit.train.batches import IGNORED, Document, pack, pad, shared_prefix
 from lorafit.train.fast import PLAIN, FastPath
 from lorafit.train.loss import evaluating
@@ -55,7 +55,7 @@ def row_losses(
     """Score every row, in batches of similar length, with logits only where a label needs them.
 
     Args:
-        model: a causal language model; it is put into evaluation mode meanwhile.
+        model: a causal language model or an encoder-decoder; it is put into evaluation mode meanwhile.
         rows: `input_ids` and `labels` of each row; labels are not shifted, -100 carries no loss.
         fast: the parts that are exact for this model, as training chose them.
         token_budget: tokens computed at a time, padding included; a longer row goes alone.
@@ -67,10 +67,10 @@ def row_losses(
     Raises:
         ModelError: a loss is not a finite number.
     """
-    documents = [Document.of(rows[index]) for index in range(len(rows))]
+    scorer = scores_of(model)
+    documents = [scorer.document(rows[index]) for index in range(len(rows))]
     tokens = np.array([sum(target != IGNORED for target in document.targets) for document in documents], dtype=int)
     loss, correct = np.zeros(len(rows)), np.zeros(len(rows))
-    scorer = LabelScores(model)
     if not tokens.all():
         on_rows(int((tokens == 0).sum()))  # nothing to compute
     with evaluating(model), fast.on(scorer):
@@ -92,7 +92,11 @@ def row_losses(
 
 
 def _groups(
-    documents: Sequence[Document], tokens: np.ndarray, scorer: LabelScores, fast: FastPath, token_budget: int
+    documents: Sequence[Document],
+    tokens: np.ndarray,
+    scorer: LabelScores | Seq2SeqScores,
+    fast: FastPath,
+    token_budget: int,
 ) -> Iterator[list[int]]:
     """Indices of documents of similar length, longest first (memory peaks at once), each group within both budgets.
 
@@ -104,6 +108,7 @@ def _groups(
         token_budget: tokens of a group.
     """
     lengths = np.array([len(document) for document in documents])
+    sources = np.array([len(document.source or ()) for document in documents])
     starts = np.array([_first_label(document) for document in documents])
     labelled = [index for index in range(len(documents)) if tokens[index]]
     shared = shared_prefix([documents[index] for index in labelled]) if fast.prefix else 0
@@ -111,15 +116,16 @@ def _groups(
 
     def fits(group: list[int]) -> bool:
         longest = lengths[group].max()
-        computed = shared + (lengths[group] - shared).sum() if fast.packed else len(group) * longest
+        padded = len(group) * (longest + sources[group].max())
+        computed = shared + (lengths[group] - shared).sum() if fast.packed else padded
         if scorer.head is not None:
             return computed <= token_budget
         kept = tokens[group].sum() if fast.packed else len(group) * (longest - starts[group].min())
-        kept = kept if scorer.keeps_label_columns else computed
+        kept = kept if scorer.keeps_label_columns else computed if fast.packed else len(group) * longest
         return computed <= token_budget and kept * vocabulary <= LOGITS_A_BATCH
 
     group: list[int] = []
-    for index in sorted(labelled, key=lengths.__getitem__, reverse=True):
+    for index in sorted(labelled, key=(lengths + sources).__getitem__, reverse=True):
         if group and not fits([*group, index]):
             yield group
             group = []

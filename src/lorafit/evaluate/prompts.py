@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 from transformers import PreTrainedTokenizerBase
@@ -13,9 +13,19 @@ from lorafit.evaluate.generate import text_of
 from lorafit.evaluate.samples import Prompt
 
 if TYPE_CHECKING:
-    from lorafit.data import Row, Template
+    from lorafit.data import Row
 
 PLAIN_PROMPT_TOKENS = 64  # of a plain text, at most half: the rest is its reference
+
+
+class Asks(Protocol):
+    """What puts messages to a model: `Template`, `Seq2SeqTemplate`."""
+
+    stop_token_ids: list[int]
+
+    def prompt_ids(self, messages: Sequence[dict[str, Any]], tools: list[dict[str, Any]] | None = None) -> list[int]:
+        """The tokens of what is asked."""
+        ...
 
 
 class Questions:
@@ -33,7 +43,7 @@ class Questions:
         self,
         rows: Sequence[Row],
         tokenizer: PreTrainedTokenizerBase,
-        template: Template,
+        template: Asks,
         longest: int | None = None,
         losses: np.ndarray | None = None,
     ) -> None:
@@ -80,7 +90,7 @@ class Questions:
         return replace(prompt, loss=(float(base), float(tuned)))
 
 
-def as_prompt(row: Row, tokenizer: PreTrainedTokenizerBase, template: Template) -> Prompt:
+def as_prompt(row: Row, tokenizer: PreTrainedTokenizerBase, template: Asks) -> Prompt:
     """A conversation up to its last answer; or the start of a plain text, to be continued."""
     if row.messages is not None:
         answer = row.answer

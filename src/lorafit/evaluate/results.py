@@ -14,7 +14,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from lorafit.evaluate.compare import Comparison, compare
 from lorafit.evaluate.generate import Sampling
 from lorafit.evaluate.loss import TOKENS_A_BATCH, TokenRows
-from lorafit.evaluate.prompts import Questions
+from lorafit.evaluate.prompts import Asks, Questions
 from lorafit.evaluate.samples import Sample, sample_answers, scored
 from lorafit.evaluate.verdict import Verdict, verdict
 from lorafit.metrics import Measured, Scores, better, measured_to_dict
@@ -24,7 +24,7 @@ from lorafit.run import write_atomically
 from lorafit.train.fast import PLAIN, FastPath
 
 if TYPE_CHECKING:
-    from lorafit.data import Row, Template
+    from lorafit.data import Row
     from lorafit.recipe import EvaluateSettings
 
 
@@ -137,7 +137,7 @@ class Evaluation:
 def evaluate(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
-    template: Template,
+    template: Asks,
     held_out: TokenRows,
     rows: Sequence[Row],
     *,
@@ -171,7 +171,8 @@ def evaluate(
     metrics = answer_metrics(settings.metrics)
     comparison = compare(model, held_out, fast=fast, token_budget=token_budget, on_rows=on_rows)
     context = context_length(model)
-    longest = None if context is None else context - settings.max_new_tokens
+    apart = model.config.is_encoder_decoder  # which reads the prompt and the answer each by itself
+    longest = context if context is None or apart else context - settings.max_new_tokens
     questions = Questions(rows, tokenizer, template, longest, comparison.scores["loss"].of_rows())
     if metrics:
         prompts = questions.spread(settings.answers_at_most(len(questions)))

@@ -5,8 +5,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from lorafit.data import Prepared, PreparedClasses, PreparedTags, ProblemType, Template
-from lorafit.train.rows import prepare_classes, prepare_rows, prepare_tags
+from lorafit.data import (
+    Prepared,
+    PreparedClasses,
+    PreparedSeq2Seq,
+    PreparedTags,
+    ProblemType,
+    Seq2SeqTemplate,
+    Template,
+)
+from lorafit.train.rows import prepare_classes, prepare_pairs, prepare_rows, prepare_tags
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -15,8 +23,11 @@ if TYPE_CHECKING:
 
 
 def held_out_rows(
-    recipe: Recipe, tokenizer: PreTrainedTokenizerBase, template: Template, files: Sequence[str] = ()
-) -> Prepared:
+    recipe: Recipe,
+    tokenizer: PreTrainedTokenizerBase,
+    template: Template | Seq2SeqTemplate,
+    files: Sequence[str] = (),
+) -> Prepared | PreparedSeq2Seq:
     """The rows that the run held out (chosen again, from the same seed), or all rows of `files`.
 
     Args:
@@ -26,8 +37,10 @@ def held_out_rows(
         files: other rows, none of them trained on.
 
     Returns:
-        What `prepare` gives; `held_out` and `held_out_rows` are the rows to evaluate on.
+        What `prepare` gives, or `prepare_seq2seq`; `held_out` and `held_out_rows` are the rows to evaluate on.
     """
+    if isinstance(template, Seq2SeqTemplate):
+        return prepare_pairs(recipe, tokenizer, files=files)
     return prepare_rows(recipe, tokenizer, chat_template=template.source, files=files)
 
 

@@ -19,6 +19,7 @@ from lorafit.models.load import (
 from lorafit.models.original import original_weights
 from lorafit.models.quantize import is_quantized_already, stored_as
 from lorafit.models.resolve import ResolvedModel, resolve
+from lorafit.models.seq2seq import settle_decoder_start
 
 __all__ = [
     "TOKEN_CLASSIFICATION",
@@ -35,5 +36,6 @@ __all__ = [
     "pick_device",
     "pick_dtype",
     "resolve",
+    "settle_decoder_start",
     "stored_as",
 ]

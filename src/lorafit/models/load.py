@@ -70,6 +70,7 @@ def load_model(
     quantize: Quantize = "none",
     trust_remote_code: bool = False,
     allow_pickle: bool = False,
+    seq2seq: bool = False,
 ) -> "PreTrainedModel":
     """Load the base model, in evaluation mode.
 
@@ -81,18 +82,20 @@ def load_model(
             checkpoint that was saved in bitsandbytes' formats stays as it is.
         trust_remote_code: run the Python code that comes with the model.
         allow_pickle: also take weights in PyTorch's pickle format, which can run code when they are read.
+        seq2seq: with a head on its decoder also where an encoder-decoder was saved without (BART).
 
     Returns:
         A causal (or sequence-to-sequence) language model where the checkpoint is one, else the bare encoder.
 
     Raises:
-        ModelError: not there, not readable, weights missing, or the hub cannot be reached.
+        ModelError: not there, not readable, weights missing, no encoder-decoder where one was asked for, or the hub
+            cannot be reached.
     """
     place = pick_device(device)
     torch_dtype = dtype_on(dtype, place)
     placement = _placement(place, quantize, torch_dtype)
     with _explained(resolved, "model"):
-        config, auto = _config_and_class(resolved, trust_remote_code)
+        config, auto = _config_and_class(resolved, trust_remote_code, seq2seq)
         if is_quantized_already(config, quantize, resolved.reference):
             placement["quantization_config"] = None
         with one_tensor_at_a_time(_changes(config, quantize, torch_dtype)):
@@ -190,7 +193,7 @@ def architecture(
 
     Args:
         resolved: what `resolve` returned.
-        task: "sft", "classification" or "token_classification".
+        task: "sft", "classification", "token_classification" or "seq2seq".
         trust_remote_code: run the Python code that comes with the model.
 
     Raises:
@@ -200,7 +203,7 @@ def architecture(
     from transformers import AutoModelForSequenceClassification, AutoModelForTokenClassification
 
     with _explained(resolved, "model"):
-        config, auto = _config_and_class(resolved, trust_remote_code)
+        config, auto = _config_and_class(resolved, trust_remote_code, task == "seq2seq")
     heads = {
         "classification": AutoModelForSequenceClassification,
         TOKEN_CLASSIFICATION: AutoModelForTokenClassification,
@@ -286,13 +289,26 @@ def _changes(config: "PreTrainedConfig", quantize: Quantize, dtype: "torch.dtype
     return quantize != "none" or config.dtype not in (None, dtype)
 
 
-def _config_and_class(resolved: ResolvedModel, trust_remote_code: bool) -> "tuple[PreTrainedConfig, Any]":
-    """The config, and the auto class of the kind that the checkpoint was saved as."""
+def _config_and_class(
+    resolved: ResolvedModel, trust_remote_code: bool, seq2seq: bool = False
+) -> "tuple[PreTrainedConfig, Any]":
+    """The config, and the auto class of the kind that the checkpoint was saved as, or of `seq2seq`.
+
+    Raises:
+        ModelError: It is no encoder-decoder where one was asked for.
+    """
     from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoModelForSeq2SeqLM
     from transformers.models.auto import modeling_auto
 
     config = AutoConfig.from_pretrained(resolved.path, trust_remote_code=trust_remote_code, **_source(resolved))
     saved_as = set(config.architectures or [])
+    if seq2seq:
+        if not config.is_encoder_decoder:
+            raise ModelError(
+                f"{resolved.reference} ({config.model_type}) is no encoder-decoder, and task seq2seq trains only these "
+                "(T5, BART, Pegasus, mBART, Marian, ...): give one, or set task: sft"
+            )
+        return config, AutoModelForSeq2SeqLM
     if saved_as & set(modeling_auto.MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES.values()):
         return config, AutoModelForSeq2SeqLM
     causal = set(modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values())

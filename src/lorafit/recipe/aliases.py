@@ -118,7 +118,8 @@ def _aliases() -> dict[str, Alias]:
     plain = {
         "model.name": "model_name_or_path base_model model_id pretrained_model_name_or_path",
         "model.revision": "model_revision revision_of_model",
-        "data.max_length": "cutoff_len sequence_len max_seq_length max_seq_len",
+        "data.max_length": "cutoff_len sequence_len max_seq_length max_seq_len max_source_length",
+        "data.target_column": "summary_column",
         "lora.r": "lora_rank lora_r rank lora_dim",
         "lora.lora_alpha": "alpha",
         "lora.lora_dropout": "dropout",
@@ -215,7 +216,7 @@ NO_COUNTERPART: dict[str, str] = {
     "chat_template_path": _TEMPLATE,
     "finetuning_type": "lorafit trains LoRA adapters only",
     "adapter": "lorafit trains LoRA adapters only",
-    "stage": "this version trains sft only",
+    "stage": "lorafit trains on examples only: task sft, classification or seq2seq",
     "use_dora": "DoRA is not possible yet",
     "resume_from_checkpoint": "go on with `lorafit train --resume`",
     "overwrite_output_dir": "a run is never overwritten: name another output_dir",

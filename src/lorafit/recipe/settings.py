@@ -87,7 +87,8 @@ class DataSettings(Settings):
     )
     format: str | None = Field(
         default=None,
-        description="Format of the rows (chat, sharegpt, alpaca, completion, text); null recognizes it by their keys.",
+        description="Format of the rows (chat, sharegpt, alpaca, completion, text); null recognizes it by their keys. "
+        "seq2seq: not text.",
     )
     text_column: Annotated[list[str], BeforeValidator(one_or_list)] = Field(
         default_factory=list,
@@ -109,10 +110,37 @@ class DataSettings(Settings):
         default=None,
         description="classification: what stands between the classes of a row where they are one text (such as |).",
     )
+    source_column: str | None = Field(
+        default=None,
+        description="seq2seq: the column of what the encoder reads; null finds it by usual names (source, document, "
+        "text, dialogue, ...). Of translations {en: ..., de: ...} it is the language, such as en.",
+    )
+    target_column: str | None = Field(
+        default=None,
+        description="seq2seq: the column of what the decoder writes (target, summary, ...), or its language.",
+    )
+    source_prefix: str = Field(
+        default="",
+        description='seq2seq: written before each source, such as "summarize: " or "translate English to German: ", '
+        "as T5 was trained with.",
+    )
+    source_lang: str | None = Field(
+        default=None,
+        description="seq2seq: the sources' language, as a multilingual tokenizer (mBART, NLLB, M2M100) calls it: "
+        "en_XX, eng_Latn, en.",
+    )
+    target_lang: str | None = Field(
+        default=None, description="seq2seq: the targets' language, as a multilingual tokenizer calls it."
+    )
     max_length: int = Field(
         default=2048,
         ge=16,
-        description="Longest row, in tokens; a longer one loses the start of its prompt, and is counted.",
+        description="Longest row, in tokens; a longer one loses the start of its prompt, and is counted. seq2seq: "
+        "longest source; a longer one loses its end.",
+    )
+    max_target_length: Annotated[int, Field(ge=4)] | None = Field(
+        default=None,
+        description="seq2seq: longest target, in tokens; a longer one loses its end, and is counted. null: max_length.",
     )
     train_on: Literal["responses", "all"] = Field(
         default="responses",
@@ -189,10 +217,10 @@ class LoraSettings(Settings):
         "normal; loftq: B A starts at what model.quantize took from the weights (arXiv 2310.08659); false: both "
         "random, for tests.",
     )
-    task_type: Literal["CAUSAL_LM", "SEQ_CLS", "TOKEN_CLS"] | None = Field(
+    task_type: Literal["CAUSAL_LM", "SEQ_CLS", "TOKEN_CLS", "SEQ_2_SEQ_LM"] | None = Field(
         default=None,
         description="Written into adapter_config.json for the programs that load the adapter; null follows the task: "
-        "CAUSAL_LM, or SEQ_CLS and TOKEN_CLS, which train and save the classifier's head.",
+        "CAUSAL_LM, SEQ_2_SEQ_LM, or SEQ_CLS and TOKEN_CLS, which train and save the classifier's head.",
     )
 
     @field_validator("target_modules", "exclude_modules")
@@ -271,16 +299,25 @@ class EvaluateSettings(Settings):
         return value
 
 
-TASK_TYPES = {"sft": "CAUSAL_LM", "classification": "SEQ_CLS", "token_classification": "TOKEN_CLS"}
+TASK_TYPES = {
+    "sft": "CAUSAL_LM",
+    "classification": "SEQ_CLS",
+    "token_classification": "TOKEN_CLS",
+    "seq2seq": "SEQ_2_SEQ_LM",
+}
 """PEFT's names of the tasks."""
 SEVERAL = "multi_label_classification"
 _LABELLED = ("classification", "token_classification")
+_ANSWERING = ("sft", "seq2seq")
+_OF_PAIRS = ("source_column", "target_column", "source_prefix", "source_lang", "target_lang", "max_target_length")
 _OF_TASKS: dict[str, tuple[str, ...]] = {
-    **dict.fromkeys(("data.format", "data.train_on", "data.chat_template"), ("sft",)),
+    "data.format": _ANSWERING,
+    **dict.fromkeys(("data.train_on", "data.chat_template"), ("sft",)),
     **dict.fromkeys(("data.text_column", "data.label_column"), _LABELLED),
     **dict.fromkeys(("data.problem_type", "data.label_separator", "train.class_weights"), ("classification",)),
+    **dict.fromkeys((f"data.{name}" for name in _OF_PAIRS), ("seq2seq",)),
     **dict.fromkeys(
-        ("evaluate.metrics", "evaluate.generated_rows", "evaluate.max_new_tokens", "evaluate.num_beams"), ("sft",)
+        ("evaluate.metrics", "evaluate.generated_rows", "evaluate.max_new_tokens", "evaluate.num_beams"), _ANSWERING
     ),
 }
 """Settings that only some tasks read."""
@@ -289,11 +326,12 @@ _OF_TASKS: dict[str, tuple[str, ...]] = {
 class Recipe(Settings):
     """Everything a run needs; `recipe.yaml` in its directory is this, resolved."""
 
-    task: Literal["sft", "classification", "token_classification"] = Field(
+    task: Literal["sft", "classification", "token_classification", "seq2seq"] = Field(
         default="sft",
         description="What to learn; sft is supervised fine-tuning on rows with answers, classification gives a text or "
         "a pair of texts a class, any number of classes, or an amount; token_classification gives each word "
-        "a tag (named entities, parts of speech).",
+        "a tag (named entities, parts of speech); seq2seq teaches an encoder-decoder (T5, BART) to write a target for "
+        "a source.",
     )
     output_dir: Place | None = Field(
         default=None, min_length=1, description="The run's directory; null makes a new one under runs/."

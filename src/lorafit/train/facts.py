@@ -31,12 +31,14 @@ class Weights:
         linear: those of them in linear layers that quantization takes.
         trained: of the adapter, and of what is trained with it.
         largest: in one tensor.
+        decoder: of `linear`, those in the decoder of an encoder-decoder, which sources do not pass; else 0.
     """
 
     all: int
     linear: int
     trained: int
     largest: int
+    decoder: int = 0
 
     def base_bytes(self, quantize: str, dtype: torch.dtype) -> int:
         """Of the frozen weights, as they are held."""
@@ -56,8 +58,8 @@ class Rows:
     labels: np.ndarray
 
     @classmethod
-    def of(cls, rows: "Dataset") -> "Rows":
-        """Read them from prepared rows."""
+    def of(cls, rows: "Dataset", *, pairs: bool = False) -> "Rows":
+        """Read them from prepared rows; of `pairs` of source and target the labels are read, too."""
         tokens, labels = [], []
         for batch in rows.with_format("arrow").iter(1000):
             ids, marks = (batch[name].combine_chunks() for name in ("input_ids", "labels"))  # type: ignore[call-overload, index, union-attr]
@@ -65,7 +67,14 @@ class Rows:
             ends = np.cumsum(marks.value_lengths().to_numpy(zero_copy_only=False))
             trained = np.cumsum(marks.flatten().to_numpy(zero_copy_only=False) != IGNORED)
             labels.append(np.diff(np.concatenate([[0], trained])[np.concatenate([[0], ends])]))
-        return cls(np.concatenate(tokens), np.concatenate(labels))
+        read, trained = np.concatenate(tokens), np.concatenate(labels)
+        return cls(read + trained if pairs else read, trained)
+
+    @property
+    def target_share(self) -> float:
+        """Of the longest row, the share that is its label."""
+        longest = int(self.tokens.argmax())
+        return float(self.labels[longest] / self.tokens[longest])
 
     def heaviest(self, budget: int, rows: int) -> tuple[int, int]:
         """Most tokens, and most labels, of a micro-batch: the longest rows, or the most labelled, that fit."""

@@ -101,7 +101,7 @@ def choose_fast_path(
     """
     name = type(loss.model).__name__
     trial = _Trial(loss, documents)
-    if not loss.can_pack:
+    if not loss.can_pack and not any(document.source for document in documents):  # which are always padded
         on_notice(f"{name} cannot tell documents in one row apart: batches are padded instead, sorted by length.")
     attention = loss.can_pack and can_attend_by_document(loss.model)
     prefix = attention and loss.can_share_prefix
@@ -196,12 +196,13 @@ def _window(document: Document) -> Document:
     first = next(i for i, target in enumerate(document.targets) if target != IGNORED)
     around = range(max(TRIED_START, first - TRIED_BEFORE), min(first + TRIED_AFTER, len(document)))
     kept = [*range(min(TRIED_START, len(document))), *around]
-    types = document.token_types
+    types, source = document.token_types, document.source
     return replace(
         document,
         input_ids=[document.input_ids[i] for i in kept],
         targets=[document.targets[i] for i in kept],
         token_types=None if types is None else [types[i] for i in kept],
+        source=None if source is None else source[: TRIED_START + TRIED_BEFORE + TRIED_AFTER],
     )
 
 

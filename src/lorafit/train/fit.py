@@ -15,7 +15,7 @@ import torch
 from datasets import Dataset
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from lorafit.data import Prepared, PreparedClasses, PreparedTags, Template
+from lorafit.data import Prepared, PreparedClasses, PreparedSeq2Seq, PreparedTags, Seq2SeqTemplate, Template
 from lorafit.errors import AdapterError, MissingExtraError, ModelError, PlanError, RunError
 from lorafit.lora import count_parameters, restore_adapter, update_norms
 from lorafit.metrics.answers import answer_metrics, check_references
@@ -56,14 +56,14 @@ class Trained:
     run: Run
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
-    prepared: Prepared | PreparedClasses | PreparedTags
+    prepared: Prepared | PreparedClasses | PreparedTags | PreparedSeq2Seq
     interrupted: bool
     others: list[OtherRows] = field(default_factory=list)
 
     @property
-    def template(self) -> Template:
+    def template(self) -> Template | Seq2SeqTemplate:
         """What turns messages into prompts as in training; of a run that generates text."""
-        assert isinstance(self.prepared, Prepared)
+        assert isinstance(self.prepared, Prepared | PreparedSeq2Seq)
         return self.prepared.template
 
 
@@ -107,7 +107,7 @@ def train(
     tokenizer = load_tokenizer(resolved, trust_remote_code=recipe.model.trust_remote_code)
     prepared = TASKS[recipe.task].prepare(recipe, tokenizer)
     on_summary(prepared.summary)
-    if isinstance(prepared, Prepared):
+    if isinstance(prepared, Prepared | PreparedSeq2Seq):
         check_references(metrics, (row.answer for row in prepared.held_out_rows if row.answer))
     others = prepare_others(recipe, tokenizer, prepared, recipe.evaluate.also)
     rows = {"rows_sha256": fingerprint(prepared.train), "summary": prepared.summary.to_dict()}
@@ -145,7 +145,7 @@ class _Fit:
     recipe: Recipe
     resolved: ResolvedModel
     tokenizer: PreTrainedTokenizerBase
-    prepared: Prepared | PreparedClasses | PreparedTags
+    prepared: Prepared | PreparedClasses | PreparedTags | PreparedSeq2Seq
     progress: ShowProgress
     notice: Callable[[str], None]
     fast: FastPath = PLAIN
@@ -213,13 +213,22 @@ class _Fit:
             self.notice(f"Memory ran out on the largest batch, before the first step: going on with {words}.")
 
     def check_lengths(self, model: PreTrainedModel) -> None:
-        context, limit = context_length(model), self.recipe.data.max_length
-        if context is not None and context < limit:
-            longest = max(map(longest_row, (self.prepared.train, self.prepared.held_out)))
+        context, data = context_length(model), self.recipe.data
+        limits = {"row": ("input_ids", "max_length", data.max_length)}
+        if isinstance(self.prepared, PreparedSeq2Seq):
+            template = self.prepared.template
+            limits = {
+                "source": ("input_ids", "max_length", template.max_length),
+                "target": ("labels", "max_target_length", template.max_target_length),
+            }
+        for what, (column, setting, limit) in limits.items():
+            if context is None or context >= limit:
+                continue
+            longest = max(longest_row(rows, column) for rows in (self.prepared.train, self.prepared.held_out))
             if longest > context:
                 raise ModelError(
-                    f"{self.resolved.reference} reads {context} tokens and the longest row has {longest}: set "
-                    f"data.max_length to at most {context}"
+                    f"{self.resolved.reference} reads {context} tokens and the longest {what} has {longest}: set "
+                    f"data.{setting} to at most {context}"
                 )
 
     def newest_checkpoint(self) -> Path | None:
@@ -363,9 +372,9 @@ def _absolute_metric(name: str) -> str:
     return f"{Path(file).expanduser().resolve()}:{function}" if is_own(name) else name
 
 
-def longest_row(rows: Dataset) -> int:
+def longest_row(rows: Dataset, column: str = "input_ids") -> int:
     """Tokens of the longest row; 0 for none."""
-    lengths = (batch["input_ids"].combine_chunks().value_lengths()  # type: ignore[call-overload, index, union-attr]
+    lengths = (batch[column].combine_chunks().value_lengths()  # type: ignore[call-overload, index, union-attr]
                for batch in rows.with_format("arrow").iter(1000))  # fmt: skip
     return max((int(array.to_numpy(zero_copy_only=False).max()) for array in lengths), default=0)
 

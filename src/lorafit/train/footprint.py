@@ -26,10 +26,14 @@ from lorafit.lora import LoraConfig, attach
 from lorafit.lora.graft import graft
 from lorafit.lora.plain import term_by_term
 from lorafit.train.attention import attention_by_document, can_attend_by_document
+from lorafit.train.batches import MicroBatch
 from lorafit.train.facts import Weights
 from lorafit.train.norms import LeanRmsNorm
+from lorafit.train.seq2seq import hidden_states
 
 FEW_LAYERS = (1, 2)
+# how configs call the layers of an encoder, and of its decoder
+LAYERS_OF_PAIRS = (("num_layers", "num_decoder_layers"), ("encoder_layers", "decoder_layers"))
 
 
 @dataclass(frozen=True)
@@ -52,6 +56,11 @@ class Work:
     language_model: bool
     fast: bool
 
+    @property
+    def encodes(self) -> bool:
+        """Whether it is an encoder-decoder that writes."""
+        return self.language_model and self.config.is_encoder_decoder
+
 
 @contextmanager
 def _explained(work: Work) -> Iterator[None]:
@@ -73,9 +82,15 @@ def weights_of(work: Work) -> Weights:
         trained = sum(p.numel() for p in parameters if p.requires_grad)
         everything = sum(p.numel() for p in parameters) - trained
         kept = {id(m) for m in (model.get_output_embeddings(),) if m is not None}
-        linear = sum(m.get_parameter("weight").numel() for m in model.modules() if _is_linear(m) and id(m) not in kept)
+        linear = _linear_weights(model, kept)
         largest = max(p.numel() for p in parameters if not p.requires_grad)
-    return Weights(everything, linear, trained, largest)
+        decoder = _linear_weights(model.get_decoder(), kept) if work.encodes else 0
+    return Weights(everything, linear, trained, largest, decoder)
+
+
+def _linear_weights(module: Any, kept: set[int]) -> int:
+    """Weights of the linear layers in a module, but of those kept out by their id."""
+    return sum(m.get_parameter("weight").numel() for m in module.modules() if _is_linear(m) and id(m) not in kept)
 
 
 def trains_head(work: Work) -> bool:
@@ -102,7 +117,31 @@ def activations_of(work: Work, length: int, *, recompute: bool) -> float:
     return more + rest * max(more - few, 0) / (FEW_LAYERS[1] - FEW_LAYERS[0])
 
 
-def _trace(work: Work, length: int, layers: int, recompute: bool) -> int:
+def pair_activations_of(work: Work, lengths: tuple[int, int], *, recompute: bool) -> float:
+    """`activations_of` an encoder-decoder: of a source and its target.
+
+    Args:
+        work: what is trained.
+        lengths: tokens of the source and of the target.
+        recompute: whether activations are made again in the backward (checkpointing).
+    """
+    with _explained(work):
+        encoder, decoder = (getattr(work.config, name) for name in _names_of_layers(work.config))
+        start = min(encoder, 2), min(decoder, 2)  # which of both sides holds more shows from two layers on
+        few = _trace(work, lengths, start, recompute)
+        more_encoder = _trace(work, lengths, (3, start[1]), recompute) - few if encoder > 2 else 0
+        more_decoder = _trace(work, lengths, (start[0], 3), recompute) - few if decoder > 2 else 0
+    return few + (encoder - start[0]) * max(more_encoder, 0) + (decoder - start[1]) * max(more_decoder, 0)
+
+
+def _names_of_layers(config: PreTrainedConfig) -> tuple[str, str]:
+    for names in LAYERS_OF_PAIRS:
+        if all(name in vars(config) for name in names):
+            return names
+    raise NotImplementedError("its config does not tell the layers of encoder and decoder by a known name")
+
+
+def _trace(work: Work, length: int | tuple[int, int], layers: int | tuple[int, int], recompute: bool) -> int:
     with ExitStack() as stack:
         forget_masks()
         stack.callback(forget_masks)  # fake ones must not meet real tensors
@@ -110,11 +149,17 @@ def _trace(work: Work, length: int, layers: int, recompute: bool) -> int:
         model = _model(work, layers).train()
         if recompute:
             recompute_activations(model)
-        batch = torch.zeros(1, length, dtype=torch.long)
-        inputs: dict[str, Any] = {"input_ids": batch}
         if not work.fast:
             stack.enter_context(term_by_term(model))
-        elif can_attend_by_document(model):
+        if isinstance(length, tuple):
+            source, target = (torch.zeros(1, size, dtype=torch.long) for size in length)
+            counted = stack.enter_context(_Allocated(model))
+            hidden = hidden_states(model, MicroBatch(target, None, None, None, target, target, source=source))
+            hidden.backward(torch.empty_like(hidden))
+            return counted.peak
+        batch = torch.zeros(1, length, dtype=torch.long)
+        inputs: dict[str, Any] = {"input_ids": batch}
+        if work.fast and can_attend_by_document(model):
             stack.enter_context(attention_by_document(model))
             inputs |= {"position_ids": batch, "document_lengths": (length,), "shared_prefix": 0}
         body = model.get_decoder() if work.language_model else model.base_model
@@ -124,12 +169,14 @@ def _trace(work: Work, length: int, layers: int, recompute: bool) -> int:
         return counted.peak
 
 
-def _model(work: Work, layers: int | None) -> PreTrainedModel:
+def _model(work: Work, layers: int | tuple[int, int] | None) -> PreTrainedModel:
     """The model with its adapter, of fake tensors."""
     config = copy.deepcopy(work.config)
     vars(config).pop("quantization_config", None)  # how the weights are held is reckoned apart
     text = config.get_text_config()
-    if layers is not None:
+    if isinstance(layers, tuple):
+        config.update({**dict(zip(_names_of_layers(config), layers, strict=True)), "use_cache": False})
+    elif layers is not None:
         text.num_hidden_layers = layers
         if kinds := vars(text).get("layer_types"):
             text.layer_types = kinds[:layers]

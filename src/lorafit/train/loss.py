@@ -21,21 +21,29 @@ ROUNDING = {torch.float64: 1e-9, torch.float32: 1e-4, torch.bfloat16: 0.04, torc
 
 @dataclass(frozen=True)
 class LinearHead:
-    """A frozen output head: `logits = cap(scale * linear(hidden))`."""
+    """A frozen output head: `logits = cap(scale * (linear(hidden) + shift))`, without a shift for most models."""
 
     linear: nn.Linear
     scale: float
     softcap: float | None
+    shift: Tensor | None = None
+
+    @property
+    def bias(self) -> Tensor | None:
+        """What is added to the products of the weight, (vocabulary,)."""
+        own = self.linear.bias
+        return self.shift if own is None else own if self.shift is None else own + self.shift
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Logits of hidden states (..., d): (..., vocabulary)."""
-        logits = self.linear(hidden) * self.scale
+        logits = self.linear(hidden)
+        logits = (logits if self.shift is None else logits + self.shift) * self.scale
         return logits if self.softcap is None else torch.tanh(logits / self.softcap) * self.softcap
 
     def losses(self, hidden: Tensor, targets: Tensor) -> Tensor:
         """Cross entropy of each row of (rows, d), in nats."""
-        weight, bias = self.linear.weight, self.linear.bias
-        return linear_cross_entropy(hidden, weight, targets, bias, scale=self.scale, softcap=self.softcap)
+        weight = self.linear.weight
+        return linear_cross_entropy(hidden, weight, targets, self.bias, scale=self.scale, softcap=self.softcap)
 
 
 class DocumentLoss(Protocol):
@@ -150,10 +158,10 @@ def recognize_head(model: PreTrainedModel) -> LinearHead | None:
     with evaluating(model):
         ours = head.logits(_decoder_of(model)(input_ids=input_ids, use_cache=False).last_hidden_state)
         own = model(input_ids=input_ids, use_cache=False).logits
-    return head if ours.shape == own.shape and _differ_by(ours, own) < ROUNDING[linear.weight.dtype] else None
+    return head if ours.shape == own.shape and differ_by(ours, own) < ROUNDING[linear.weight.dtype] else None
 
 
-def _differ_by(ours: Tensor, own: Tensor) -> float:
+def differ_by(ours: Tensor, own: Tensor) -> float:
     """Relative difference, |ours - own| / |own|."""
     ours, own = ours.cpu().double(), own.cpu().double()  # Apple's GPUs have no float64
     return float((ours - own).norm() / own.norm().clamp_min(1e-30))

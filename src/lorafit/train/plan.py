@@ -247,10 +247,15 @@ class _Estimate:
 
     def seconds(self, choice: Choice) -> float:
         """4 FLOPs a token for each weight of the frozen layers, 6 for the adapter's, 4 a label for the head's."""
-        facts = self.facts
-        body = 4 * facts.weights.linear * (RECOMPUTED if choice.gradient_checkpointing else 1)
-        head = 4 * facts.vocabulary * facts.hidden_size * int(facts.rows.labels.sum() * self.epochs)
-        flops = (body + 6 * facts.weights.trained) * self.tokens + head
+        facts, weights = self.facts, self.facts.weights
+        labels = int(facts.rows.labels.sum() * self.epochs)
+        body = 4 * weights.linear * (RECOMPUTED if choice.gradient_checkpointing else 1)
+        head = 4 * facts.vocabulary * facts.hidden_size * labels
+        tokens: float = self.tokens
+        if weights.decoder:  # a source passes the encoder alone, a target the decoder
+            share = weights.decoder / weights.linear
+            tokens = (1 - share) * (self.tokens - labels) + share * labels
+        flops = (body + 6 * weights.trained) * tokens + head
         return SLOWER[choice.quantize] * flops / (self.device.flops * EFFICIENCY[self.device.kind])
 
 

@@ -105,7 +105,7 @@ def facts_of(recipe: Recipe, resolved: ResolvedModel, rows: "Dataset", device: D
     """
     from lorafit.train.footprint import trains_head, weights_of
 
-    work, sizes = work_of(recipe, resolved, device), Rows.of(rows)
+    work, sizes = work_of(recipe, resolved, device), Rows.of(rows, pairs=recipe.task == "seq2seq")
     text = work.config.get_text_config()
     if missing := [name for name in ("hidden_size", "vocab_size", "num_hidden_layers") if not hasattr(text, name)]:
         raise PlanError(f"the config of {resolved.reference} does not tell its {', '.join(missing)}")
@@ -138,14 +138,17 @@ def work_of(recipe: Recipe, resolved: ResolvedModel, device: Device) -> "Work":
         config=config,
         lora=lora_config(recipe),
         dtype=device.dtype,
-        language_model=recipe.task == "sft",
+        language_model=recipe.task in ("sft", "seq2seq"),
         fast=recipe.train.fast,
     )
 
 
 def tracer(work: "Work", rows: Rows) -> Callable[[bool], float]:
     """Finds what a token of these rows takes."""
-    from lorafit.train.footprint import activations_of
+    from lorafit.train.footprint import activations_of, pair_activations_of
 
     length = min(int(rows.tokens.max()), TRACED_TOKENS)
+    if work.encodes:
+        target = min(max(round(length * rows.target_share), 1), length - 1)
+        return lambda recompute: pair_activations_of(work, (length - target, target), recompute=recompute) / length
     return lambda recompute: activations_of(work, length, recompute=recompute) / length

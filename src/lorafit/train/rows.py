@@ -9,13 +9,18 @@ from transformers import PreTrainedTokenizerBase
 from lorafit.data import (
     Prepared,
     PreparedClasses,
+    PreparedSeq2Seq,
     PreparedTags,
     ProblemType,
+    Seq2SeqTemplate,
     prepare,
     prepare_classification,
+    prepare_seq2seq,
     prepare_token_classification,
 )
 from lorafit.recipe import Recipe
+
+AnyRows = Prepared | PreparedClasses | PreparedTags | PreparedSeq2Seq
 
 
 def prepare_rows(
@@ -110,6 +115,40 @@ def prepare_tags(
     )
 
 
+def prepare_pairs(recipe: Recipe, tokenizer: PreTrainedTokenizerBase, *, files: Sequence[str] = ()) -> PreparedSeq2Seq:
+    """What `prepare_seq2seq` gives for the recipe's `data` section.
+
+    Args:
+        recipe: the settings.
+        tokenizer: of the base model.
+        files: other rows, all of them held out.
+    """
+    data = recipe.data
+    return prepare_seq2seq(
+        files or data.train_files,
+        seq2seq_template(recipe, tokenizer),
+        source_column=data.source_column,
+        target_column=data.target_column,
+        format=data.format,
+        validation_files=files or data.validation_files,
+        validation_share=data.validation_share,
+        seed=recipe.train.seed,
+    )
+
+
+def seq2seq_template(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> Seq2SeqTemplate:
+    """What turns the recipe's sources and targets into tokens."""
+    data = recipe.data
+    return Seq2SeqTemplate(
+        tokenizer,
+        prefix=data.source_prefix,
+        max_length=data.max_length,
+        max_target_length=data.max_target_length,
+        source_lang=data.source_lang,
+        target_lang=data.target_lang,
+    )
+
+
 @dataclass(frozen=True)
 class OtherRows:
     """Rows of another domain: none is trained on, they tell what the training did to the rest of the model.
@@ -122,13 +161,13 @@ class OtherRows:
 
     name: str
     file: str
-    prepared: Prepared | PreparedClasses | PreparedTags
+    prepared: AnyRows
 
 
 def prepare_others(
     recipe: Recipe,
     tokenizer: PreTrainedTokenizerBase,
-    prepared: Prepared | PreparedClasses | PreparedTags,
+    prepared: AnyRows,
     files: Sequence[str],
 ) -> list[OtherRows]:
     """Each file's rows by themselves, in whatever format it has.
@@ -146,10 +185,10 @@ def prepare_others(
     names = [Path(file).name for file in files]
     others = []
     for name, file in zip(names, files, strict=True):
-        if isinstance(prepared, Prepared):
-            rows: Prepared | PreparedClasses | PreparedTags = prepare_rows(
-                anew, tokenizer, chat_template=prepared.template.source, files=[file]
-            )
+        if isinstance(prepared, PreparedSeq2Seq):
+            rows: AnyRows = prepare_pairs(anew, tokenizer, files=[file])
+        elif isinstance(prepared, Prepared):
+            rows = prepare_rows(anew, tokenizer, chat_template=prepared.template.source, files=[file])
         elif isinstance(prepared, PreparedTags):
             rows = prepare_tags(anew, tokenizer, labels=prepared.labels, files=[file])
         else:

@@ -9,7 +9,7 @@ from typing import Any, Generic, Literal, Protocol, TypeVar
 from datasets import Dataset
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
-from lorafit.data import ClassSummary, Prepared, PreparedClasses, PreparedTags, Summary, TagSummary
+from lorafit.data import ClassSummary, Prepared, PreparedClasses, PreparedSeq2Seq, PreparedTags, Summary, TagSummary
 from lorafit.errors import ConfigError, MissingExtraError, ModelError
 from lorafit.lora import LoraConfig, attach
 from lorafit.models import (
@@ -20,12 +20,14 @@ from lorafit.models import (
     load_model,
     original_weights,
     pick_device,
+    settle_decoder_start,
 )
 from lorafit.recipe import Recipe
 from lorafit.run import LABELS_FILE, TEMPLATE_FILE
 from lorafit.train.classification import ClassificationLoss
 from lorafit.train.loss import DocumentLoss, LabelLoss
-from lorafit.train.rows import prepare_classes, prepare_rows, prepare_tags
+from lorafit.train.rows import prepare_classes, prepare_pairs, prepare_rows, prepare_tags
+from lorafit.train.seq2seq import Seq2SeqLoss
 from lorafit.train.token_classification import TagLoss
 
 
@@ -76,9 +78,10 @@ class TextGeneration:
         """A causal language model; any other is a ModelError."""
         model = load_model(resolved, **recipe.model.loading)
         if model.config.is_encoder_decoder or not model.can_generate():
+            other = "seq2seq" if model.config.is_encoder_decoder else "classification"
             raise ModelError(
                 f"{resolved.reference} is a {type(model).__name__}; task sft trains causal language models only: "
-                "give one, such as demo:gemma-3-270m, or set task: classification"
+                f"give one, such as demo:gemma-3-270m, or set task: {other}"
             )
         set_seed(recipe.train.seed)
         _attach(model, lora_config(recipe), resolved)
@@ -139,6 +142,32 @@ class TokenClassification:
         return {LABELS_FILE: _label_file(rows.labels)}
 
 
+class Seq2Seq:
+    """`task: seq2seq`."""
+
+    def prepare(self, recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> PreparedSeq2Seq:
+        """Sources and targets as tokens."""
+        return prepare_pairs(recipe, tokenizer)
+
+    def adapted_model(
+        self, resolved: ResolvedModel, recipe: Recipe, tokenizer: Any, rows: PreparedSeq2Seq
+    ) -> PreTrainedModel:
+        """An encoder-decoder; any other model is a ModelError."""
+        model = load_model(resolved, seq2seq=True, **recipe.model.loading)
+        settle_decoder_start(model, rows.template.target_start, rows.template.target_end)
+        set_seed(recipe.train.seed)
+        _attach(model, lora_config(recipe), resolved)
+        return model
+
+    def loss(self, model: PreTrainedModel, recipe: Recipe, rows: PreparedSeq2Seq) -> Seq2SeqLoss:
+        """Cross entropy of each token of a target."""
+        return Seq2SeqLoss(model)
+
+    def beside_adapter(self, rows: PreparedSeq2Seq) -> dict[str, str]:
+        """Nothing: prefix and languages stand in the recipe."""
+        return {}
+
+
 def _with_fresh_head(
     resolved: ResolvedModel, recipe: Recipe, tokenizer: Any, labels: tuple[str, ...], kind: HeadKind
 ) -> PreTrainedModel:
@@ -191,6 +220,7 @@ TASKS: dict[str, Task[Any]] = {
     "sft": TextGeneration(),
     "classification": Classification(),
     "token_classification": TokenClassification(),
+    "seq2seq": Seq2Seq(),
 }
 
 

@@ -67,9 +67,10 @@ class LoraTrainer(Trainer):
     `token_budget` sets memory and speed but never the result.
 
     Args:
-        model: a causal language model or a classifier, with an adapter.
+        model: a causal language model, a classifier or an encoder-decoder, with an adapter.
         settings: the recipe's `train` section.
-        train: rows with `input_ids` and `labels`: unshifted, a token each; for a classifier the class.
+        train: rows with `input_ids` and `labels`: unshifted, a token each; for a classifier the class, for an
+            encoder-decoder the target.
         held_out: rows to evaluate on; None trains without.
         checkpoints: folder of the checkpoints.
         loss: computes the label losses.
@@ -158,10 +159,10 @@ class LoraTrainer(Trainer):
             restore_random_states(states)
 
     def _largest(self, rows: Any, collator: Any) -> MicroBatch:
-        lengths = [len(ids) for ids in rows["input_ids"]]
+        lengths = [len(ids) + len(labels) for ids, labels in zip(rows["input_ids"], rows["labels"], strict=True)]
         longest = sorted(range(len(rows)), key=lambda i: -lengths[i])[: collator.rows]
         micro_batches = collator([rows[i] for i in longest])["micro_batches"]
-        return max(micro_batches, key=lambda batch: batch.input_ids.numel()).to(self.args.device)
+        return max(micro_batches, key=lambda batch: batch.size).to(self.args.device)
 
     def training_step(self, model, inputs: dict[str, Any], num_items_in_batch=None) -> Tensor:
         """Forward and backward of a step's micro-batches; returns its loss, a mean over its trained tokens."""
