@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-    from lorafit.data import Template
+    from lorafit.data import Seq2SeqTemplate, Template
     from lorafit.models import ResolvedModel
     from lorafit.recipe import Recipe
     from lorafit.recipe.settings import ModelSettings
@@ -286,7 +286,7 @@ class Run:
             The model in evaluation mode, its tokenizer, the template.
 
         Raises:
-            RunError: The run has saved no adapter yet, or it is a classifier.
+            RunError: The run has saved no adapter yet, or it has another task.
         """
         resolved, tokenizer, settings = self._base("sft")
         from lorafit.data import Template
@@ -300,6 +300,31 @@ class Run:
         if merge and not getattr(model, "is_quantized", False):  # set by transformers where it has loaded it so
             merge_and_unload(model)  # in place
         return model.eval(), tokenizer, Template(tokenizer, source)
+
+    def load_seq2seq(
+        self, *, adapter: Path | None = None
+    ) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase, Seq2SeqTemplate]":
+        """Load the encoder-decoder of a sequence-to-sequence run with its adapter, tokenizer and template.
+
+        Args:
+            adapter: folder of another adapter, in place of the run's best.
+
+        Returns:
+            The model in evaluation mode, set to start its answers as in training; its tokenizer; the template.
+
+        Raises:
+            RunError: The run has saved no adapter yet, or it has another task.
+        """
+        resolved, tokenizer, settings = self._base("seq2seq")
+        from lorafit.lora import load_adapter
+        from lorafit.models import load_model, settle_decoder_start
+        from lorafit.train.rows import seq2seq_template
+
+        template = seq2seq_template(self.recipe, tokenizer)
+        model = load_model(resolved, seq2seq=True, **settings.loading)
+        settle_decoder_start(model, template.target_start, template.target_end)
+        load_adapter(model, adapter or self.adapter)
+        return model.eval(), tokenizer, template
 
     def load_classifier(
         self, *, adapter: Path | None = None
@@ -346,11 +371,17 @@ class Run:
     def _base(self, *tasks: str) -> "tuple[ResolvedModel, PreTrainedTokenizerBase, ModelSettings]":
         """Base model and tokenizer of a run that has an adapter for one of `tasks`."""
         if (own := self.recipe.task) not in tasks:
+            if own == "seq2seq" and tasks == ("sft",):
+                raise RunError(
+                    f"{self.directory} is a sequence-to-sequence model, which holds no conversation and is not exported "
+                    f"yet: ask it with `lorafit generate {shlex.quote(str(self.directory))} --prompt '...'`, or load "
+                    "its adapter/ with PEFT"
+                )
             raise RunError(
                 f"{self.directory} is a {own.replace('_', ' ')}, which writes no text and is not exported yet: measure "
                 f"it with `lorafit eval {shlex.quote(str(self.directory))}`"
                 if own in ("classification", "token_classification")
-                else f"{self.directory} generates text and is no classification"
+                else f"{self.directory} generates text and is no {tasks[0]}"
             )
         if not self.has_adapter:
             state = self.record["state"]

@@ -61,7 +61,7 @@ def test_a_kind_whose_layers_have_other_names_is_an_error_that_names_it():
             "intermediate_size": 16, "model_type": "bert"}  # fmt: skip
     config = EncoderDecoderConfig(encoder=part, decoder={**part, "is_decoder": True, "add_cross_attention": True})
     work = Work(EncoderDecoderModel, config, LORA, torch.float32, True, True)
-    with pytest.raises(PlanError, match="memory of a EncoderDecoderModel cannot be predicted .*layers of encoder and"):
+    with pytest.raises(PlanError, match=r"memory of a EncoderDecoderModel cannot be predicted .*layers of encoder and"):
         pair_activations_of(work, LENGTHS, recompute=False)
 
 

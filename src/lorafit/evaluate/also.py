@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from transformers import PreTrainedModel
 
-from lorafit.data import Prepared
+from lorafit.data import Prepared, PreparedSeq2Seq
 from lorafit.evaluate.compare import compare
 from lorafit.evaluate.labelled import evaluate_labelled
 from lorafit.evaluate.loss import TOKENS_A_BATCH
@@ -106,7 +106,7 @@ def evaluate_also(
     found = []
     for other in others:
         prepared, rows = other.prepared, other.prepared.held_out_rows
-        if isinstance(prepared, Prepared):
+        if isinstance(prepared, Prepared | PreparedSeq2Seq):
             scores = compare(model, prepared.held_out, fast=fast, token_budget=token_budget, on_rows=on_rows).scores
             results = Results.of(scores, rows, settings, seed)
         else:
