@@ -373,8 +373,8 @@ class Run:
         if (own := self.recipe.task) not in tasks:
             if own == "seq2seq" and tasks == ("sft",):
                 raise RunError(
-                    f"{self.directory} is a sequence-to-sequence model, which holds no conversation and is not exported "
-                    f"yet: ask it with `lorafit generate {shlex.quote(str(self.directory))} --prompt '...'`, or load "
+                    f"{self.directory} is a sequence-to-sequence model, which holds no conversation and is not "
+                    f"exported yet: ask it with `lorafit generate {shlex.quote(str(self.directory))} --prompt '...'`, or load "
                     "its adapter/ with PEFT"
                 )
             raise RunError(

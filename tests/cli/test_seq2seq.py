@@ -20,7 +20,7 @@ from lorafit.train import train
 from lorafit.train.callbacks import ShowProgress
 
 SETTINGS = ["task=seq2seq", "train.learning_rate=0.02", "lora.r=8", "train.max_steps=14", "evaluate.max_new_tokens=8"]
-ANSWERS = ["The lazy dog", "Hello there"]
+ANSWERS = ["dog dog dog", "Hello Hello Hello"]
 
 
 def sets(*settings: str) -> list[str]:
@@ -41,7 +41,7 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def rows(tmp_path_factory: pytest.TempPathFactory) -> Path:
     file = tmp_path_factory.mktemp("rows") / "rows.jsonl"
-    pairs = [{"document": f"item {n} of {'fox dog'.split()[n % 2]}", "summary": ANSWERS[n % 2]} for n in range(60)]
+    pairs = [{"document": f"item {n} of {('fox', 'dog')[n % 2]}", "summary": ANSWERS[n % 2]} for n in range(60)]
     pairs += [{**pairs[0], "summary": "The quick dog"}]  # a second reference
     file.write_text("".join(json.dumps(pair) + "\n" for pair in pairs))
     return file
