@@ -374,8 +374,8 @@ class Run:
             if own == "seq2seq" and tasks == ("sft",):
                 raise RunError(
                     f"{self.directory} is a sequence-to-sequence model, which holds no conversation and is not "
-                    f"exported yet: ask it with `lorafit generate {shlex.quote(str(self.directory))} --prompt '...'`, or load "
-                    "its adapter/ with PEFT"
+                    f"exported yet: ask it with `lorafit generate {shlex.quote(str(self.directory))} --prompt '...'`, "
+                    "or load its adapter/ with PEFT"
                 )
             raise RunError(
                 f"{self.directory} is a {own.replace('_', ' ')}, which writes no text and is not exported yet: measure "
