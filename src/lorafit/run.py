@@ -274,7 +274,7 @@ class Run:
         merge: bool = False,
         as_trained: bool = True,
         dtype: "torch.dtype | None" = None,
-    ) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase, Template | Seq2SeqTemplate]":
+    ) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase, Template]":
         """Load the base model with the run's adapter, its tokenizer and the template it was trained with.
 
         Args:
@@ -288,32 +288,45 @@ class Run:
             The model in evaluation mode, its tokenizer, the template.
 
         Raises:
-            RunError: The run has saved no adapter yet, or it is a classifier.
+            RunError: The run has saved no adapter yet, or it has another task.
         """
-        resolved, tokenizer, settings = self._base("sft", "seq2seq")
-        from lorafit.data import Seq2SeqTemplate
+        resolved, tokenizer, settings = self._base("sft")
+        from lorafit.data import Template
         from lorafit.lora import load_adapter, merge_and_unload
-        from lorafit.models import load_model, settle_decoder_start
+        from lorafit.models import load_model
 
-        template = self._template(tokenizer)
         loading = settings.loading if as_trained else {**settings.loading, "quantize": "none"}
-        loading |= {} if dtype is None else {"dtype": dtype}
-        model = load_model(resolved, seq2seq=self.recipe.task == "seq2seq", **loading)
-        if isinstance(template, Seq2SeqTemplate):
-            settle_decoder_start(model, template.target_start, template.target_end)
+        model = load_model(resolved, **(loading if dtype is None else {**loading, "dtype": dtype}))
         load_adapter(model, adapter or self.adapter)
+        source = (self.adapter / TEMPLATE_FILE).read_text(encoding="utf-8")
         if merge and not getattr(model, "is_quantized", False):  # set by transformers where it has loaded it so
             merge_and_unload(model)  # in place
-        return model.eval(), tokenizer, template
+        return model.eval(), tokenizer, Template(tokenizer, source)
 
-    def _template(self, tokenizer: "PreTrainedTokenizerBase") -> "Template | Seq2SeqTemplate":
-        """What the run turns messages into prompts with."""
-        from lorafit.data import Template
+    def load_seq2seq(
+        self, *, adapter: Path | None = None
+    ) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase, Seq2SeqTemplate]":
+        """Load the encoder-decoder of a sequence-to-sequence run with its adapter, tokenizer and template.
+
+        Args:
+            adapter: folder of another adapter, in place of the run's best.
+
+        Returns:
+            The model in evaluation mode, set to start its answers as in training; its tokenizer; the template.
+
+        Raises:
+            RunError: The run has saved no adapter yet, or it has another task.
+        """
+        resolved, tokenizer, settings = self._base("seq2seq")
+        from lorafit.lora import load_adapter
+        from lorafit.models import load_model, settle_decoder_start
         from lorafit.train.rows import seq2seq_template
 
-        if self.recipe.task == "seq2seq":
-            return seq2seq_template(self.recipe, tokenizer)
-        return Template(tokenizer, (self.adapter / TEMPLATE_FILE).read_text(encoding="utf-8"))
+        template = seq2seq_template(self.recipe, tokenizer)
+        model = load_model(resolved, seq2seq=True, **settings.loading)
+        settle_decoder_start(model, template.target_start, template.target_end)
+        load_adapter(model, adapter or self.adapter)
+        return model.eval(), tokenizer, template
 
     def load_classifier(
         self, *, adapter: Path | None = None
@@ -360,11 +373,17 @@ class Run:
     def _base(self, *tasks: str) -> "tuple[ResolvedModel, PreTrainedTokenizerBase, ModelSettings]":
         """Base model and tokenizer of a run that has an adapter for one of `tasks`."""
         if (own := self.recipe.task) not in tasks:
+            if own == "seq2seq" and tasks == ("sft",):
+                raise RunError(
+                    f"{self.directory} is a sequence-to-sequence model, which holds no conversation and is not "
+                    f"exported yet: ask it with `lorafit generate {shlex.quote(str(self.directory))} --prompt '...'`, "
+                    "or load its adapter/ with PEFT"
+                )
             raise RunError(
                 f"{self.directory} is a {own.replace('_', ' ')}, which writes no text and is not exported yet: measure "
                 f"it with `lorafit eval {shlex.quote(str(self.directory))}`"
                 if own in ("classification", "token_classification")
-                else f"{self.directory} generates text and is no classification"
+                else f"{self.directory} generates text and is no {tasks[0]}"
             )
         if not self.has_adapter:
             state = self.record["state"]

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 from rich.console import Console
@@ -134,7 +135,7 @@ def test_multilingual_tokenizers_need_their_languages():
     pieces = ["<s>", "<pad>", "</s>", "<unk>", "▁", "a", "b", "▁hello"]
     tokenizer = MBart50Tokenizer(vocab=[(piece, -float(i)) for i, piece in enumerate(pieces)])
     template = Seq2SeqTemplate(tokenizer, source_lang="en_XX", target_lang="de_DE")
-    english, german = tokenizer.convert_tokens_to_ids(["en_XX", "de_DE"])
+    english, german = (tokenizer.convert_tokens_to_ids(code) for code in ("en_XX", "de_DE"))
     [pair] = template.encode(["a"], ["b"])
     assert pair.source[0] == english and pair.target[0] == german
     assert template.target_start == [german] and template.target_end == [tokenizer.eos_token_id]
@@ -170,7 +171,7 @@ def test_prepare_splits_cuts_and_tells(tmp_path):
     row = found.held_out_rows[0]
     [pair] = template.encode([row.prompt_messages[0]["content"]], [row.answer or ""])
     assert found.held_out[0] == {"input_ids": pair.source, "labels": pair.target}
-    every = [*found.train, *found.held_out]
+    every: list[Any] = [*found.train, *found.held_out]
     assert max(len(row["input_ids"]) for row in every) == 20 and max(len(row["labels"]) for row in every) == 6
     assert summary.answer_cut_rows == sum(row["labels"][-1] != 1 for row in every) > 0 and summary.cut_rows > 0
     sources, targets = (sum(len(row[name]) for row in found.train) for name in ("input_ids", "labels"))

@@ -70,12 +70,15 @@ def test_beams_of_a_batch_are_those_of_each_prompt_alone(kind):
 
 def test_lengths_are_ours_and_what_a_model_never_says_is_its_own():
     model = sharpened("bart")
-    free = generate(model, PROMPTS, stop_token_ids={EOS}, max_new_tokens=14)
+    stops = {by_hand(model, PROMPTS[1], 9, set(), [EOS])[4]}
+    free = generate(model, PROMPTS, stop_token_ids=stops, max_new_tokens=14)
+    lengths = {len(ids) for ids in free}
+    assert min(lengths) < 5 and max(lengths) == 14
     model.generation_config.update(max_length=5, min_length=9, num_beams=4)
-    assert generate(model, PROMPTS, stop_token_ids={EOS}, max_new_tokens=14) == free
-    banned = free[0][0]
+    assert generate(model, PROMPTS, stop_token_ids=stops, max_new_tokens=14) == free
+    banned = max(free, key=len)[0]
     model.generation_config.bad_words_ids = [[banned]]
-    assert all(banned not in ids for ids in generate(model, PROMPTS, stop_token_ids={EOS}, max_new_tokens=14))
+    assert all(banned not in ids for ids in generate(model, PROMPTS, stop_token_ids=stops, max_new_tokens=14))
     longest = generate(model, PROMPTS[:1], stop_token_ids=set(), max_new_tokens=1000)[0]
     assert len(longest) == model.config.max_position_embeddings
 

@@ -26,8 +26,8 @@ def chat(
 
     if Run.open(run).recipe.task == "seq2seq":
         raise RunError(
-            f"{run} is a sequence-to-sequence model, which writes a target for one source and keeps no conversation: "
-            f"give it a source with `lorafit generate {shlex.quote(str(run))} --prompt '...'`"
+            f"{run} is a sequence-to-sequence model, which writes a target for one source and holds no conversation: "
+            f"ask it with `lorafit generate {shlex.quote(str(run))} --prompt '...'`"
         )
     if sys.stdin.isatty():
         with contextlib.suppress(ImportError):  # Windows has none, and its console edits lines itself

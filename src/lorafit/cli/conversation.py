@@ -31,7 +31,9 @@ class Conversation:
     @classmethod
     def open(cls, run: Path, *, system: str | None) -> Conversation:
         """Load a run's model; raises RunError where `run` is none."""
-        conversation = cls(*Run.open(run).load_model(), system=system)
+        opened = Run.open(run)
+        load = opened.load_seq2seq if opened.recipe.task == "seq2seq" else opened.load_model
+        conversation = cls(*load(), system=system)
         conversation.reset()
         return conversation
 

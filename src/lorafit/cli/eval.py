@@ -117,8 +117,10 @@ def _asked(
 
     if suite is None and (suite_path is not None or suite_limit is not None):
         raise ConfigError("--suite-path and --suite-limit are for --suite TASKS: name the tasks, or leave them out")
-    if suite is not None and run.recipe.task == "classification":
+    if suite is not None and run.recipe.task in ("classification", "token_classification"):
         raise ConfigError("--suite asks a model for text, and a classifier writes none: leave it out")
+    if suite is not None and run.recipe.task == "seq2seq":
+        raise ConfigError("--suite asks causal language models, and this is an encoder-decoder: leave it out")
     names = [name.strip() for name in (suite or "").split(",") if name.strip()]
     if suite is not None and not names:
         raise ConfigError("--suite names no task: give some of lm-eval's, such as --suite hellaswag,arc_easy")
@@ -156,7 +158,8 @@ def _text(run: "Run", asked: _Asked, out: Output) -> dict[str, Any]:
     from lorafit.train.rows import prepare_others
 
     recipe, result = run.recipe, dict[str, Any]()
-    model, tokenizer, template = run.load_model(adapter=asked.folder)
+    load = run.load_seq2seq if recipe.task == "seq2seq" else run.load_model
+    model, tokenizer, template = load(adapter=asked.folder)
     if asked.measures_rows:
         prepared = held_out_rows(recipe, tokenizer, template, asked.files)
         _check_rows(run, asked.files, prepared.train)

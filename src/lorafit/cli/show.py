@@ -141,7 +141,7 @@ def show_next(
             *([f"lorafit chat {where}"] if chats else []),
             f"lorafit generate {where} --prompt '...'",
             *commands,
-            f"lorafit export {where} --to merged --output-dir {where}-merged",
+            *([f"lorafit export {where} --to merged --output-dir {where}-merged"] if chats else []),
         ]
     for command in commands:
         console.print(f"  {command}", markup=False, soft_wrap=True)

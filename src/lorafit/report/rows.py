@@ -20,14 +20,16 @@ COUNTED = {
 
 def data_section(summary: Mapping[str, Any]) -> Section:
     """Counts and histograms."""
-    tokens = summary["tokens"]
+    lengths = {"tokens a row": summary["tokens"]}
+    if "target_tokens" in summary:
+        lengths = {"tokens a source": summary["tokens"], "tokens a target": summary["target_tokens"]}
     items = [
         ("rows", f"{summary['train_rows']:,} to train on, {summary['held_out_rows']:,} held out"),
-        ("tokens", f"{tokens['total']:,}"),
-        (
-            "tokens a row",
-            f"at most {tokens['p50']:,} in half of them, {tokens['p99']:,} in 99 %, {tokens['max']:,} in all",
-        ),
+        ("tokens", f"{sum(tokens['total'] for tokens in lengths.values()):,}"),
+    ]
+    items += [
+        (name, f"at most {tokens['p50']:,} in half of them, {tokens['p99']:,} in 99 %, {tokens['max']:,} in all")
+        for name, tokens in lengths.items()
     ]
     if "trained_share" in summary:
         items.append(("trained share", f"{100 * summary['trained_share']:.0f} % of the tokens"))
@@ -41,7 +43,8 @@ def data_section(summary: Mapping[str, Any]) -> Section:
     ]
     blocks.append(Figures(figures) if figures else Text("This run was started before histograms were kept.", "muted"))
     if summary.get("sample"):
-        text = "".join(text for text, _ in summary["sample"])
+        between = "\n\n" if "target_tokens" in summary else ""
+        text = between.join(text for text, _ in summary["sample"])
         blocks.append(Fold("row", "One training row, as the model reads it", [Code("text", text)]))
     return Section("data", "Data", "Data", blocks)
 
@@ -52,13 +55,8 @@ def _percent(share: float) -> str:
 
 HISTOGRAMS: Sequence[tuple[str, str, str, str, Callable[[float], str]]] = (
     ("lengths", "length_histogram", "Rows by length", "tokens", "{:,.0f}".format),
-    (
-        "shares",
-        "trained_share_histogram",
-        "Rows by trained share",
-        "share of a row's tokens",
-        lambda share: f"{100 * share:.0f} %",
-    ),
+    ("targets", "target_length_histogram", "Rows by length of the target", "tokens", "{:,.0f}".format),
+    ("shares", "trained_share_histogram", "Rows by trained share", "share of a row's tokens", _percent),
 )
 
 

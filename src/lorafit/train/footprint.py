@@ -126,12 +126,12 @@ def pair_activations_of(work: Work, lengths: tuple[int, int], *, recompute: bool
         recompute: whether activations are made again in the backward (checkpointing).
     """
     with _explained(work):
-        layers = [getattr(work.config, name) for name in _names_of_layers(work.config)]
-        few = _trace(work, lengths, (1, 1), recompute)
-        more = few
-        for count, traced in zip(layers, ((2, 1), (1, 2)), strict=True):
-            more += (count - 1) * max(_trace(work, lengths, traced, recompute) - few, 0) if count > 1 else 0
-    return more
+        encoder, decoder = (getattr(work.config, name) for name in _names_of_layers(work.config))
+        start = min(encoder, 2), min(decoder, 2)  # which of both sides holds more shows from two layers on
+        few = _trace(work, lengths, start, recompute)
+        more_encoder = _trace(work, lengths, (3, start[1]), recompute) - few if encoder > 2 else 0
+        more_decoder = _trace(work, lengths, (start[0], 3), recompute) - few if decoder > 2 else 0
+    return few + (encoder - start[0]) * max(more_encoder, 0) + (decoder - start[1]) * max(more_decoder, 0)
 
 
 def _names_of_layers(config: PreTrainedConfig) -> tuple[str, str]:
@@ -175,7 +175,7 @@ def _model(work: Work, layers: int | tuple[int, int] | None) -> PreTrainedModel:
     vars(config).pop("quantization_config", None)  # how the weights are held is reckoned apart
     text = config.get_text_config()
     if isinstance(layers, tuple):
-        config.update(dict(zip(_names_of_layers(config), layers, strict=True)))
+        config.update({**dict(zip(_names_of_layers(config), layers, strict=True)), "use_cache": False})
     elif layers is not None:
         text.num_hidden_layers = layers
         if kinds := vars(text).get("layer_types"):
