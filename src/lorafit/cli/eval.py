@@ -77,7 +77,7 @@ def _text(run: "Run", files: list[str], out: Output) -> dict[str, Any]:
 
 def _check_rows(run: "Run", files: list[str], train: "Dataset") -> None:
     """Refuse rows held out of other data than the run was trained on."""
-    from lorafit.train.fit import fingerprint
+    from lorafit.train.rows import fingerprint
 
     if not files and fingerprint(train) != run.record["data"]["rows_sha256"]:
         raise RunError(

@@ -15,7 +15,6 @@ from typing import Any
 import torch
 import torch.nn as nn
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from lorafit.errors import AdapterFileError, ConfigError
@@ -25,6 +24,7 @@ from lorafit.lora.graft import base_modules
 from lorafit.lora.inject import Plan, TiedWeightsWarning, check_new_name, install, plan
 from lorafit.lora.saved_module import SavedModule
 from lorafit.lora.state import known, lora_layers, saved_modules, state_of
+from lorafit.tensor_files import save_tensors
 
 CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
@@ -95,7 +95,7 @@ def save_adapter(
     tensors = {key: value.detach().cpu().clone().contiguous() for key, value in tensors.items()}
     folder = Path(directory)
     folder.mkdir(parents=True, exist_ok=True)
-    _replace(folder / WEIGHTS_FILE, lambda path: save_file(tensors, path, metadata={"format": "pt"}))
+    _replace(folder / WEIGHTS_FILE, lambda path: save_tensors(tensors, path, {"format": "pt"}))
     text = json.dumps(config_to_peft(state_of(model).configs[adapter_name]), indent=2, sort_keys=True) + "\n"
     _replace(folder / CONFIG_FILE, lambda path: path.write_text(text, encoding="utf-8"))
 
