@@ -76,6 +76,7 @@ class Run:
         run.directory.mkdir(parents=True, exist_ok=True)
         with run.held():
             run.check_free()  # another process may have been first
+            run.clean()
             write_atomically(run.directory / "recipe.yaml", recipe.to_yaml())
             run._write_record(
                 {
@@ -168,8 +169,9 @@ class Run:
 
     def clean(self) -> None:
         """Delete what a process that ended while it wrote has left; only the one that holds the run may."""
-        for name in (*OWN_FILES, "updates.json"):
-            for left in self.directory.glob(f".{name}.*"):
+        for name in (*OWN_FILES, "updates.json", f"adapter/{CHECKSUMS_FILE}"):
+            file = self.directory / name
+            for left in file.parent.glob(f".{file.name}.*"):
                 left.unlink()
         for left in self.directory.glob(".adapter.*"):
             shutil.rmtree(left)
