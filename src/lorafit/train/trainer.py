@@ -167,6 +167,7 @@ class LoraTrainer(Trainer):
         else:
             self.state = state
             self._load_from_checkpoint(str(checkpoint))
+            self._prune()  # what ended the process may have been in time to prevent it
 
     def get_train_dataloader(self) -> DataLoader:
         """One batch an optimizer step; its order depends on seed and epoch only."""
@@ -307,6 +308,9 @@ class LoraTrainer(Trainer):
             )
 
         self.saving(save)
+        self._prune()
+
+    def _prune(self) -> None:
         self.saving(lambda: prune(self.checkpoints, self.settings.save_total_limit))
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model=None) -> None:
