@@ -22,6 +22,7 @@ import platform
 import random
 import shutil
 import signal
+import subprocess
 import sys
 import tempfile
 import time
@@ -333,8 +334,10 @@ def compare(got: dict[str, Any], expected: dict[str, Any]) -> str:
     return "; ".join(f"{key}: {got[key]} != {expected[key]}" for key in expected if got[key] != expected[key])
 
 
-def soak(kills: int, seed: int, on_kill: Callable[[int], None] = lambda done: None) -> dict[str, Any]:
-    """Kill until so many have died.
+def soak(
+    kills: int, seed: int, minutes: float = float("inf"), on_kill: Callable[[int], None] = lambda done: None
+) -> dict[str, Any]:
+    """Kill until so many have died, or time is up.
 
     Returns:
         `kills`, by kind in `by_kind`; `runs` that were killed at least once; `differences`, one text each; `seconds`.
@@ -343,7 +346,7 @@ def soak(kills: int, seed: int, on_kill: Callable[[int], None] = lambda done: No
     with tempfile.TemporaryDirectory(prefix="lorafit-soak-") as folder:
         soaked = Soak(Path(folder), seed)
         differences, runs = [], 0
-        while soaked.deaths.total() < kills:
+        while soaked.deaths.total() < kills and time.monotonic() - started < 60 * minutes:
             wrong = soaked.one(runs)
             runs += 1
             if wrong is not None:
@@ -362,22 +365,58 @@ def soak(kills: int, seed: int, on_kill: Callable[[int], None] = lambda done: No
     }
 
 
+def together(kills: int, seed: int, minutes: float, processes: int) -> dict[str, Any]:
+    """The same, shared among processes of their own seeds."""
+    import torch
+
+    started = time.monotonic()
+    parts = []
+    with tempfile.TemporaryDirectory(prefix="lorafit-soak-") as folder:
+        files = [Path(folder) / f"{number}.json" for number in range(processes)]
+        commands = [
+            [sys.executable, __file__, "--kills", str(-(-kills // processes)), "--seed", str(seed + number),
+             "--minutes", str(minutes), "--processes", "1", "--json", str(file)]
+            for number, file in enumerate(files)
+        ]  # fmt: skip
+        running = [subprocess.Popen(command, stdout=subprocess.DEVNULL) for command in commands]
+        for process in running:
+            process.wait()
+        parts = [json.loads(file.read_text()) for file in files]
+    by_kind: Counter[str] = Counter()
+    for part in parts:
+        by_kind.update(part["by_kind"])
+    return {
+        "kills": by_kind.total(),
+        "by_kind": dict(by_kind),
+        "ended_before_their_kill": sum(part["ended_before_their_kill"] for part in parts),
+        "runs": sum(part["runs"] for part in parts),
+        "steps_of_a_run": parts[0]["steps_of_a_run"],
+        "differences": [difference for part in parts for difference in part["differences"]],
+        "seeds": [seed + number for number in range(processes)],
+        "seconds": round(time.monotonic() - started, 1),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "system": platform.system(),
+    }
+
+
 def main() -> int:
     """Parse the command line, soak, write the result."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=1000)
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--minutes", type=float, default=float("inf"), help="the longest it may take")
+    parser.add_argument("--seed", type=int, default=0, help="of the first process; the others count on")
+    parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--json", type=Path, help="write the result there")
     options = parser.parse_args()
-    import torch
+    if options.processes > 1:
+        result = together(options.kills, options.seed, options.minutes, options.processes)
+    else:
+        import torch
 
-    torch.set_num_threads(1)
-    result = soak(options.kills, options.seed, lambda done: print(f"\r{done} kills", end="", file=sys.stderr))
-    result["python"], result["torch"], result["system"] = (
-        platform.python_version(),
-        torch.__version__,
-        platform.system(),
-    )
+        torch.set_num_threads(1)
+        show = lambda done: print(f"\r{done} kills", end="", file=sys.stderr)  # noqa: E731
+        result = soak(options.kills, options.seed, options.minutes, show)
     text = json.dumps(result, indent=2)
     print(text)
     if options.json:

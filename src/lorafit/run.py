@@ -100,11 +100,19 @@ class Run:
         found = {file.name for file in self.directory.iterdir()} if self.directory.is_dir() else {""}
         if not found or (LOCK_FILE in found and found.isdisjoint(OWN_FILES[1:]) and all(map(_is_of_a_start, found))):
             return
-        resume = f"go on with it: {self.resume_command}\n  or " if "run.json" in found else ""
+        unfinished = "run.json" in found and not self._is_finished
+        resume = f"go on with it: {self.resume_command}\n  or " if unfinished else ""
         raise RunError(
             f"{self.directory} is not empty and lorafit overwrites nothing;\n  {resume}"
             f"take a free name: --output-dir {shlex.quote(str(free_directory(self.directory)))}"
         )
+
+    @property
+    def _is_finished(self) -> bool:
+        try:
+            return self.record.get("state") == "finished"
+        except (ValueError, AttributeError):  # no record of ours
+            return False
 
     @classmethod
     def open(cls, directory: str | Path) -> "Run":
