@@ -2,7 +2,7 @@
 
     python benchmarks/soak.py --kills 1000 --json benchmarks/results/soak.json
 
-One process imports torch and lorafit once and forks a child for each start, so that a kill and what follows take about a
+One process imports torch and lorafit once and forks a child for each start, so that a kill and what follows take half a
 second. Kills are drawn from a seed, of three kinds in turns:
 
 - `moment`: SIGKILL from outside after a random time between the child's start and its end,

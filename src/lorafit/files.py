@@ -69,7 +69,7 @@ def write_checksums(folder: Path, sums: Mapping[str, list[str]]) -> None:
 
     Args:
         folder: of the files.
-        sums: SHA-256 by file name; more than one while a file is being replaced.
+        sums: SHA-256 by the file's path in the folder, with `/`; more than one while a file is being replaced.
     """
     write_atomically(folder / CHECKSUMS_FILE, json.dumps(sums, indent=1, sort_keys=True) + "\n")
 
@@ -114,7 +114,7 @@ def checksum_problems(folder: Path, required: tuple[str, ...]) -> Iterator[str]:
         try:
             if name not in sums:
                 yield f"{name} is not in {CHECKSUMS_FILE}"
-            elif Path(name).name != name:
+            elif Path(name).is_absolute() or ".." in Path(name).parts:
                 yield f"{CHECKSUMS_FILE} names {name!r}, which is no file of this folder"
             elif not (folder / name).is_file():
                 yield f"{name} is missing"
