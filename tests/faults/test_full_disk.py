@@ -107,7 +107,8 @@ def test_a_folder_that_is_read_only_or_gone_for_a_while(kind, small_disk, make, 
         if kind == "gone":
             directory.rename(elsewhere)
         else:
-            subprocess.run(["mount", "-o", "remount,ro", small_disk], check=True)
+            subprocess.run(["mount", "--bind", directory, directory], check=True)
+            subprocess.run(["mount", "-o", "remount,bind,ro", directory], check=True)
 
     def nap(seconds):
         naps.append(seconds)
@@ -115,7 +116,7 @@ def test_a_folder_that_is_read_only_or_gone_for_a_while(kind, small_disk, make, 
             assert not directory.exists()  # nobody has made it anew
             elsewhere.rename(directory)
         else:
-            subprocess.run(["mount", "-o", "remount,rw", small_disk], check=True)
+            subprocess.run(["umount", directory], check=True)
 
     monkeypatch.setattr(saving.time, "sleep", nap)
     during(monkeypatch, 3, spoil)
