@@ -21,7 +21,7 @@ from lorafit.train.saving import PatientSaving
 
 @pytest.fixture
 def naps(monkeypatch) -> list[float]:
-    """Seconds that a pause would have slept; what the test puts into `naps.wake` happens in the first."""
+    """Seconds that pauses would have slept."""
     slept: list[float] = []
     monkeypatch.setattr(saving.time, "sleep", slept.append)
     return slept
