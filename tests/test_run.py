@@ -24,7 +24,7 @@ def test_create_writes_recipe_and_record_that_open_reads(tmp_path, recipe):
     assert set(record["versions"]) >= {"python", "torch", "transformers", "lorafit"}
     run.update(state="finished", figures={"steps": 3})
     assert again.record["state"] == "finished" and again.record["seed"] == 42
-    assert sorted(p.name for p in again.directory.iterdir()) == ["recipe.yaml", "run.json"]  # nothing temporary is left
+    assert sorted(p.name for p in again.directory.iterdir()) == [".lock", "recipe.yaml", "run.json"]
 
 
 def test_a_run_is_never_overwritten(tmp_path, recipe):
@@ -70,7 +70,7 @@ def test_open_says_all_that_is_wrong(tmp_path, files, complaint):
         Run.open(folder)
 
 
-def test_metrics_rewind_and_a_torn_last_line(tmp_path):
+def test_metrics_are_replaced_whole_and_a_torn_last_line_is_left_out(tmp_path):
     run = Run(tmp_path)
     assert list(run.metrics()) == []
     for step in (1, 2, 2, 3):
@@ -78,7 +78,7 @@ def test_metrics_rewind_and_a_torn_last_line(tmp_path):
     with (tmp_path / "metrics.jsonl").open("a") as file:
         file.write('{"step": 4, "lo')
     assert [row["step"] for row in run.metrics()] == [1, 2, 2, 3]
-    run.rewind_metrics(2)
+    run.write_metrics([row for row in run.metrics() if row["step"] <= 2])
     lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
     assert [json.loads(line)["loss"] for line in lines] == [0.1, 0.2, 0.2]
 

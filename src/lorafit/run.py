@@ -1,20 +1,22 @@
 """The run directory: the only thing that passes between lorafit's verbs."""
 
+import errno
 import json
 import os
 import shlex
+import shutil
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import datetime, timezone
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from filelock import FileLock, Timeout
-
-from lorafit.errors import RunError
+from lorafit.errors import AdapterFileError, RunError
+from lorafit.files import CHECKSUMS_FILE, checksum_problems, read_checksums, replace_files, sha256_of, write_atomically
 from lorafit.redact import redacted, redacted_values
+from lorafit.run_lock import LOCK_FILE, hold, is_held
 
 if TYPE_CHECKING:
     import torch
@@ -27,19 +29,9 @@ if TYPE_CHECKING:
 
 LABELS_FILE = "labels.json"  # beside an adapter: config.json's `id2label`, `label2id` and `problem_type`
 TEMPLATE_FILE = "chat_template.jinja"  # beside the adapter of a model that generates text
-LOCK_FILE = ".lock"
+OWN_FILES = ("recipe.yaml", "run.json", "metrics.jsonl")  # of a run that has saved nothing yet
 STATES = ("running", "interrupted", "finished", "failed")
 REPORTED_VERSIONS = ("lorafit", "torch", "transformers", "accelerate", "datasets", "safetensors")
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Replace a file's text: a reader, or a crash, sees the old text or the new one, never a part."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    with temporary.open("w", encoding="utf-8", newline="\n") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
 
 
 def free_directory(directory: Path) -> Path:
@@ -55,11 +47,11 @@ class Run:
     """A directory with all there is to know about one training.
 
     `recipe.yaml` holds the settings, `run.json` state, versions and figures, `metrics.jsonl` an object a logged step,
-    `adapter/` the best adapter so far in PEFT's format with its chat template or class names, `checkpoints/` what
-    `--resume` needs, `updates.json` how large the learned update of each layer is. An evaluation adds `eval.json` (base
-    against tuned), `eval_rows.json` (what each row adds to each metric) and `samples.jsonl` (answers side by side);
-    where they were asked for, `eval_also.json` (the same on rows of other domains) and `eval_suite.json` (lm-eval's
-    tasks).
+    `adapter/` the best adapter so far in PEFT's format with its chat template or class names and the SHA-256 of each
+    file, `checkpoints/` what `--resume` needs, `updates.json` how large the learned update of each layer is. An
+    evaluation adds `eval.json` (base against tuned), `eval_rows.json` (what each row adds to each metric) and
+    `samples.jsonl` (answers side by side); where they were asked for, `eval_also.json` (the same on rows of other
+    domains) and `eval_suite.json` (lm-eval's tasks).
 
     Attributes:
         directory: its path.
@@ -83,25 +75,48 @@ class Run:
         Raises:
             RunError: Something is there already. A run is never overwritten.
         """
-        directory = Path(directory)
-        if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
-            is_run = (directory / "run.json").is_file()
-            resume = f"go on with it: {cls(directory).resume_command}\n  or " if is_run else ""
-            raise RunError(
-                f"{directory} is not empty and lorafit overwrites nothing;\n  {resume}"
-                f"take a free name: --output-dir {shlex.quote(str(free_directory(directory)))}"
+        run = cls(Path(directory))
+        run.check_free()
+        run.directory.mkdir(parents=True, exist_ok=True)
+        with run.held():
+            run.check_free()  # another process may have been first
+            run.clean()
+            write_atomically(run.directory / "recipe.yaml", recipe.to_yaml())
+            run._write_record(
+                {
+                    "state": "running",
+                    "started": _now(),
+                    "command": redacted(shlex.join(sys.argv)),
+                    "versions": present_versions(),
+                    **record,
+                }
             )
-        directory.mkdir(parents=True, exist_ok=True)
-        run = cls(directory)
-        write_atomically(directory / "recipe.yaml", recipe.to_yaml())
-        started = {
-            "state": "running",
-            "started": _now(),
-            "command": redacted(shlex.join(sys.argv)),
-            "versions": {"python": sys.version.split()[0], **{name: version(name) for name in REPORTED_VERSIONS}},
-        }
-        run._write_record({**started, **record})
         return run
+
+    def check_free(self) -> None:
+        """Check that a run can be started here: nothing is there, or what a start that was killed has left.
+
+        Raises:
+            RunError: Something is there; the message says how to go on.
+        """
+        if not self.directory.exists():
+            return
+        found = {file.name for file in self.directory.iterdir()} if self.directory.is_dir() else {""}
+        if not found or (LOCK_FILE in found and found.isdisjoint(OWN_FILES[1:]) and all(map(_is_of_a_start, found))):
+            return
+        unfinished = "run.json" in found and not self._is_finished
+        resume = f"go on with it: {self.resume_command}\n  or " if unfinished else ""
+        raise RunError(
+            f"{self.directory} is not empty and lorafit overwrites nothing;\n  {resume}"
+            f"take a free name: --output-dir {shlex.quote(str(free_directory(self.directory)))}"
+        )
+
+    @property
+    def _is_finished(self) -> bool:
+        try:
+            return self.record.get("state") == "finished"
+        except (ValueError, AttributeError):  # no record of ours
+            return False
 
     @classmethod
     def open(cls, directory: str | Path) -> "Run":
@@ -132,32 +147,13 @@ class Run:
         Raises:
             RunError: Another process trains it.
         """
-        try:
-            lock = FileLock(self.directory / LOCK_FILE).acquire(timeout=0)
-        except Timeout:
-            raise RunError(
-                f"another process trains {self.directory}: wait for its end or stop it, or start a run with another "
-                "--output-dir"
-            ) from None
-        try:
-            with lock:
-                yield
-        finally:
-            left = [file.name for file in self.directory.iterdir()] if self.directory.is_dir() else None
-            if left in ([], [LOCK_FILE]):  # the run was discarded
-                (self.directory / LOCK_FILE).unlink(missing_ok=True)
-                self.directory.rmdir()
+        with hold(self.directory):
+            yield
 
     @property
     def is_held(self) -> bool:
         """Whether a process trains this run now."""
-        if not (self.directory / LOCK_FILE).exists():
-            return False
-        try:
-            with FileLock(self.directory / LOCK_FILE).acquire(timeout=0):
-                return False
-        except (Timeout, PermissionError):  # where the lock may not be tried, the run is what it says it is
-            return True
+        return is_held(self.directory)
 
     @property
     def resume_command(self) -> str:
@@ -180,8 +176,26 @@ class Run:
 
     def discard(self) -> None:
         """Remove the files of a run that never saved anything; `held` removes the directory then."""
-        for name in ("recipe.yaml", "run.json", "metrics.jsonl"):
+        for name in OWN_FILES:
             (self.directory / name).unlink(missing_ok=True)
+
+    def clean(self) -> None:
+        """Delete what a process that ended while it wrote has left; only the one that holds the run may."""
+        for name in (*OWN_FILES, "updates.json", f"adapter/{CHECKSUMS_FILE}"):
+            file = self.directory / name
+            for left in file.parent.glob(f".{file.name}.*"):
+                left.unlink()
+        for left in self.directory.glob(".adapter.*"):
+            shutil.rmtree(left)
+
+    def check_there(self) -> None:
+        """Check that the folder has not vanished, as a disk that was taken out leaves an empty one behind.
+
+        Raises:
+            FileNotFoundError: It has.
+        """
+        if not (self.directory / "run.json").is_file():
+            raise FileNotFoundError(errno.ENOENT, "the folder of the run is gone", str(self.directory))
 
     def _write_record(self, record: Mapping[str, Any]) -> None:
         text = json.dumps(redacted_values(record), indent=2, ensure_ascii=False, allow_nan=False)
@@ -199,9 +213,16 @@ class Run:
         write_atomically(self.directory / "recipe.yaml", recipe.to_yaml())
 
     def log(self, row: Mapping[str, Any]) -> None:
-        """Append one object to `metrics.jsonl`."""
-        with (self.directory / "metrics.jsonl").open("a", encoding="utf-8") as file:
-            file.write(json.dumps(row, allow_nan=False) + "\n")
+        """Append one object to `metrics.jsonl`, or nothing where it does not fit on the disk."""
+        rest = memoryview(f"{json.dumps(row, allow_nan=False)}\n".encode())
+        with (self.directory / "metrics.jsonl").open("ab", buffering=0) as file:
+            before = file.seek(0, os.SEEK_END)
+            try:
+                while rest:
+                    rest = rest[file.write(rest) :]
+            except OSError:
+                file.truncate(before)
+                raise
 
     def metrics(self) -> Iterator[dict[str, Any]]:
         """The objects of `metrics.jsonl`; a last line that a crash cut short is left out."""
@@ -248,19 +269,45 @@ class Run:
         path = self.directory / name
         return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
 
-    def rewind_metrics(self, step: int) -> None:
-        """Drop what was logged after `step`: a resumed run logs it again."""
-        kept = [json.dumps(row) + "\n" for row in self.metrics() if row["step"] <= step]
-        write_atomically(self.directory / "metrics.jsonl", "".join(kept))
+    def write_metrics(self, rows: Iterable[Mapping[str, Any]]) -> None:
+        """Replace all of `metrics.jsonl`: a resumed run begins with what its checkpoint knows."""
+        lines = [json.dumps(row, allow_nan=False) + "\n" for row in rows]
+        write_atomically(self.directory / "metrics.jsonl", "".join(lines))
 
-    def save_adapter(self, model: "PreTrainedModel", beside: Mapping[str, str]) -> None:
-        """Write the model's adapter to `adapter/`, and beside it what it is used with: texts by file name."""
-        from lorafit.lora import save_adapter
+    def replace_adapter(self, write: Callable[[Path], object]) -> None:
+        """Replace the files of `adapter/` and their checksums by those that `write` puts into the folder it is given.
 
-        self.adapter.mkdir(exist_ok=True)
-        for name, text in beside.items():
-            write_atomically(self.adapter / name, text)
-        save_adapter(model, self.adapter)
+        Raises:
+            OSError: They cannot be written; the adapter of before is whole.
+        """
+        replace_files(self.adapter, write)
+
+    def check_adapter(self) -> None:
+        """Check that the files of `adapter/` are, bit for bit, those that training wrote.
+
+        Adapters without `checksums.json`, which put there others than `lorafit train`, are taken as they are.
+
+        Raises:
+            AdapterFileError: They are not, all of them named.
+        """
+        if not (self.adapter / CHECKSUMS_FILE).exists():
+            return
+        if problems := list(checksum_problems(self.adapter, ())):
+            raise AdapterFileError(
+                f"{self.adapter} is damaged or was changed: {'; '.join(problems)}. Put the files back"
+                f"{self._whole_copy()}; if the change is yours, delete {self.adapter / CHECKSUMS_FILE}"
+            )
+
+    def _whole_copy(self) -> str:
+        """Where the weights lie as they were written, in words."""
+        weights = self.adapter / "adapter_model.safetensors"
+        try:
+            allowed = read_checksums(self.adapter).get(weights.name, [])
+        except (OSError, ValueError):
+            return ""
+        copies = (file for file in self.checkpoints.glob("checkpoint-*/*.safetensors") if sha256_of(file) in allowed)
+        copy = next(copies, None)
+        return "" if copy is None else f" (the weights: cp {shlex.quote(str(copy))} {shlex.quote(str(weights))})"
 
     @property
     def has_adapter(self) -> bool:
@@ -388,10 +435,21 @@ class Run:
         if not self.has_adapter:
             state = self.record["state"]
             raise RunError(f"{self.directory} (state: {state}) has no adapter yet; go on with: {self.resume_command}")
+        self.check_adapter()
         from lorafit.models import load_tokenizer
 
         settings, resolved = self.recipe.model, self.find_base()
         return resolved, load_tokenizer(resolved, trust_remote_code=settings.trust_remote_code), settings
+
+
+def present_versions() -> dict[str, str]:
+    """Of Python and what computes."""
+    return {"python": sys.version.split()[0], **{name: version(name) for name in REPORTED_VERSIONS}}
+
+
+def _is_of_a_start(name: str) -> bool:
+    """Whether a file may be what a process that was killed in `Run.create` has left."""
+    return name in (LOCK_FILE, "recipe.yaml") or name.startswith((".recipe.yaml.", ".run.json."))
 
 
 def _now() -> str:

@@ -9,14 +9,15 @@ from datasets import Dataset
 from tiny_models import padded, random_rows, tiny_model
 from transformers import TrainerCallback
 
-from lorafit.errors import RunError
 from lorafit.lora import LoraConfig, adapter_tensors, attach
 from lorafit.recipe import TrainSettings
 from lorafit.run import Run
-from lorafit.train.callbacks import KeepAdapter, StopEarly, StopOnSignal, WriteMetrics
-from lorafit.train.checkpoint import TENSOR_FILES, checkpoints_in, problems_of
+from lorafit.train.callbacks import KeepAdapter, StopEarly, WriteMetrics
+from lorafit.train.checkpoint import FILES, checkpoints_in, problems_of, restore_adapters
 from lorafit.train.loss import LabelLoss
-from lorafit.train.trainer import LoraTrainer, total_steps
+from lorafit.train.resume import put_back
+from lorafit.train.signals import StopOnSignal
+from lorafit.train.trainer import MOST_SKIPPED, LoraTrainer, total_steps
 
 
 def adapted(kind="llama", dropout=0.0, **settings):
@@ -26,7 +27,7 @@ def adapted(kind="llama", dropout=0.0, **settings):
     return model
 
 
-def build(folder, settings, *, model=None, rows=23, held_out=9, callbacks=(), packed=True, dropout=0.0):
+def build(folder, settings, *, model=None, rows=23, held_out=9, callbacks=(), packed=True, dropout=0.0, **more):
     model = model or adapted(dropout=dropout)
     return LoraTrainer(
         model,
@@ -37,6 +38,7 @@ def build(folder, settings, *, model=None, rows=23, held_out=9, callbacks=(), pa
         loss=LabelLoss(model),
         packed=packed,
         callbacks=[WriteMetrics(Run(folder)), *callbacks],
+        **more,
     )
 
 
@@ -129,7 +131,7 @@ def test_resumed_run_ends_bit_for_bit_like_one_that_never_stopped(tmp_path, stop
     newest = checkpoints_in(tmp_path / "part" / "checkpoints")[-1]
     assert newest.name == f"checkpoint-{stop_at}"
     resumed = build(tmp_path / "part", chosen, dropout=0.1)
-    Run(tmp_path / "part").rewind_metrics(stop_at)
+    put_back(Run(tmp_path / "part"), newest, {})
     resumed.train(resume_from_checkpoint=str(newest))
 
     for key, value in weights(whole).items():
@@ -146,20 +148,21 @@ def test_checkpoints_are_safetensors_and_json_and_old_ones_go(tmp_path):
     kept = checkpoints_in(tmp_path / "checkpoints")
     assert [folder.name for folder in kept] == ["checkpoint-10", "checkpoint-12"]
     assert {file.name for file in kept[-1].iterdir()} == {
-        "adapter_config.json", "adapter_model.safetensors", "optimizer.safetensors", "state.json", "trainer_state.json"
+        "adapter_config.json", "adapter_model.safetensors", "optimizer.safetensors", "state.json", "trainer_state.json",
+        "checksums.json",
     }  # fmt: skip
     assert sorted(file.name for file in (tmp_path / "checkpoints").iterdir()) == ["checkpoint-10", "checkpoint-12"]
     assert list(problems_of(kept[-1])) == []
 
 
-@pytest.mark.parametrize("name", [*TENSOR_FILES, "state.json", "trainer_state.json"])
+@pytest.mark.parametrize("name", [*FILES, "checksums.json"])
 def test_a_torn_checkpoint_is_recognized(tmp_path, name):
     build(tmp_path, settings(max_steps=1)).train()
     folder = tmp_path / "checkpoints" / "checkpoint-1"
     whole = (folder / name).read_bytes()
     (folder / name).write_bytes(whole[: len(whole) // 2])
     (problem,) = problems_of(folder)
-    assert problem.startswith(name)
+    assert problem.startswith(f"{name}:" if name == "checksums.json" else f"{name} is not as it was written")
     (folder / name).unlink()
     assert len(list(problems_of(folder))) == 1
 
@@ -204,24 +207,108 @@ def test_total_steps():
     assert total_steps(settings(max_steps=5), 7) == 5
 
 
-def test_a_loss_that_is_not_finite_ends_training_before_it_is_learned(tmp_path):
-    trainer = build(tmp_path, settings())
-    before = weights(trainer)
-    with torch.no_grad():
-        next(p for n, p in trainer.causal_lm.named_parameters() if "embed" in n).fill_(float("inf"))
-    with pytest.raises(RunError, match=r"loss became nan at step 1; .*learning rate \(0.005\)"):
-        trainer.train()
-    assert all(torch.equal(value, before[key]) for key, value in weights(trainer).items())
+def spoil(trainer, steps, what):
+    """Make the loss, or the gradient, of these steps infinite."""
+
+    class Spoil(TrainerCallback):
+        now = False
+
+        def on_step_begin(self, args, state, control, **kwargs):
+            self.now = state.global_step + 1 in steps
+
+    spoiler, own = Spoil(), trainer.loss
+    trainer.add_callback(spoiler)
+    if what == "loss":
+        trainer.loss = lambda batch: own(batch) * (float("inf") if spoiler.now else 1.0)
+        trainer.loss.document = own.document
+    else:
+        first = next(p for p in trainer.causal_lm.parameters() if p.requires_grad)
+        first.register_hook(lambda gradient: gradient + float("inf") if spoiler.now else gradient)
 
 
-def test_a_gradient_that_is_not_finite_is_not_taken(tmp_path):
-    trainer = build(tmp_path, settings())
-    first = next(p for p in trainer.causal_lm.parameters() if p.requires_grad)
-    first.register_hook(lambda gradient: gradient + float("inf"))
-    before = weights(trainer)
-    with pytest.raises(RunError, match="gradient became inf at step 1; that step was not taken"):
-        trainer.train()
-    assert all(torch.equal(value, before[key]) for key, value in weights(trainer).items())
+class Weights(TrainerCallback):
+    """The weights and the optimizer's state after each step."""
+
+    def __init__(self):
+        self.after = {}
+
+    def on_step_end(self, args, state, control, optimizer=None, **kwargs):
+        averages = [value.clone() for fields in optimizer.state.values() for value in fields.values()]
+        self.after[state.global_step] = [*weights(self.trainer).values(), *averages]
+
+
+@pytest.mark.parametrize("what", ["loss", "gradient"])
+@pytest.mark.parametrize("max_grad_norm", [1.0, 0.0])
+def test_a_step_that_is_not_finite_is_skipped_and_counted(tmp_path, what, max_grad_norm):
+    lines, seen = [], Weights()
+    chosen = settings(max_steps=8, weight_decay=0.1, max_grad_norm=max_grad_norm)
+    trainer = build(tmp_path, chosen, held_out=0, callbacks=[seen], notice=lines.append)
+    seen.trainer = trainer
+    spoil(trainer, {3, 4, 6}, what)
+    trainer.train()
+    assert lines == [f"Step {step} is skipped: its {what} is inf." for step in (3, 4, 6)] or what == "loss"
+    assert [int(line.split()[1]) for line in lines] == [3, 4, 6]
+
+    def moved(step):
+        before, after = seen.after[step - 1], seen.after[step]
+        return not all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
+
+    assert [step for step in range(2, 9) if moved(step)] == [2, 5, 7, 8]
+    rows = list(Run(tmp_path).metrics())
+    assert [row["step"] for row in rows] == list(range(1, 9))
+    assert [row.get("skipped_steps", 0) for row in rows] == [0, 0, 1, 2, 2, 3, 3, 3]
+    assert [("loss" in row, "grad_norm" in row) for row in rows] == [
+        (step not in (3, 4, 6), step not in (3, 4, 6)) for step in range(1, 9)
+    ]
+    assert trainer.counters.skipped == 3 and not trainer.gave_up
+
+
+def test_the_first_step_may_be_skipped_and_the_run_taken_up(tmp_path):
+    chosen = settings(max_steps=4, save_steps=1)
+    whole = build(tmp_path, chosen, held_out=0)
+    spoil(whole, {1}, "loss")
+    whole.train()
+    resumed = build(tmp_path / "resumed", chosen, held_out=0)
+    first = build(tmp_path / "first", settings(max_steps=4, save_steps=1, save_total_limit=None), held_out=0)
+    spoil(first, {1}, "loss")
+    first.train()
+    resumed.train_from(tmp_path / "first" / "checkpoints" / "checkpoint-1")
+    for key, value in weights(whole).items():
+        assert torch.equal(weights(resumed)[key], value), key
+    assert resumed.counters.skipped == 1
+
+
+def test_after_a_few_skipped_in_a_row_training_ends_with_the_last_good_state_saved(tmp_path):
+    seen, chosen = Weights(), settings(max_steps=12, save_steps=50)
+    trainer = build(tmp_path, chosen, held_out=0, callbacks=[seen])
+    seen.trainer = trainer
+    spoil(trainer, set(range(4, 13)), "gradient")
+    trainer.train()
+    assert trainer.gave_up and trainer.state.global_step == 3 + MOST_SKIPPED
+    (saved,) = checkpoints_in(tmp_path / "checkpoints")
+    assert saved.name == "checkpoint-8"
+    other = build(tmp_path / "other", chosen, held_out=0)
+    restore_adapters(saved, other.causal_lm)
+    assert all(torch.equal(a, b) for a, b in zip(weights(other).values(), seen.after[3], strict=False))
+    assert trainer.rows_in_trouble() == trainer.steps.rows_of(8)
+
+
+def test_a_row_whose_loss_alone_is_not_finite_is_named_alone(tmp_path):
+    trainer = build(tmp_path, settings(max_steps=1), held_out=0)
+    trainer.train()
+    first, second, *_ = trainer.steps.rows_of(1)
+    own, bad = trainer.loss, trainer.train_dataset[second]["input_ids"][:3]
+    trainer.loss = lambda batch: own(batch) * (float("nan") if batch.input_ids[0, :3].tolist() == bad else 1.0)
+    assert trainer.rows_in_trouble() == [second] != [first]
+
+
+def test_rows_of_a_step_are_those_it_sees(tmp_path):
+    trainer = build(tmp_path, settings(), rows=23)
+    seen = []
+    for epoch in range(2):
+        trainer.steps.epoch = epoch
+        seen += list(trainer.steps)
+    assert [trainer.steps.rows_of(step) for step in range(1, 13)] == seen and len(seen[5]) == 3
 
 
 def test_gradient_checkpointing_changes_nothing(tmp_path):

@@ -4,7 +4,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lorafit.cli.options import INTERRUPTED, JsonFlag, MaxSteps, OutputDir
+from lorafit.cli.options import STOPPED, JsonFlag, MaxSteps, OutputDir
 from lorafit.cli.output import Output, open_output
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ def demo(output_dir: OutputDir = None, max_steps: MaxSteps = None, json: JsonFla
         result: dict[str, Any] = {"run": str(directory), "state": trained.run.record["state"]}
         if trained.interrupted:
             out.result(result)
-            raise typer.Exit(INTERRUPTED)
+            raise typer.Exit(STOPPED)
 
         count = FEW_EMAILS if max_steps is not None and max_steps < FEW_STEPS else HELD_OUT_ROWS
         metrics, samples = _measure(trained, held_out_file, count, out)

@@ -199,7 +199,7 @@ def _history(run: "Run", asked: _Asked) -> list[dict[str, Any]]:
 
 def _check_rows(run: "Run", files: list[str], train: "Dataset") -> None:
     """Refuse rows held out of other data than the run was trained on."""
-    from lorafit.train.fit import fingerprint
+    from lorafit.train.rows import fingerprint
 
     if not files and fingerprint(train) != run.record["data"]["rows_sha256"]:
         raise RunError(

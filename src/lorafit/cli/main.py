@@ -32,7 +32,8 @@ from lorafit.errors import LorafitError
 from lorafit.redact import guard_output, redacted
 
 FAILED = 2
-NO_BUG = {errno.EACCES, errno.EROFS, errno.ENOSPC, errno.ENOTDIR}  # what the user's folders and disk refuse
+# what the user's folders and disk refuse
+NO_BUG = {errno.EACCES, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.ENOTDIR}
 
 # Mistyped commands and options. typer >= 0.26 carries its own copy of click and names only this leaf of its errors.
 UsageError: type[Exception] = typer.BadParameter.__base__  # pyright: ignore[reportAssignmentType]
@@ -75,8 +76,9 @@ def main(arguments: list[str] | None = None) -> int:
         arguments: without the program's name; `sys.argv` if not given.
 
     Returns:
-        The exit code: 0, 2 for an error that lorafit or the command line explains, 130 when interrupted. Any other
-        exception is a bug and keeps its traceback.
+        The exit code: 0; 2 for an error that lorafit or the command line explains; 75 for a training that a signal
+        ended with all saved, so that it can be taken up; 130 for what was interrupted at once. Any other exception is a
+        bug and keeps its traceback.
     """
     arguments = sys.argv[1:] if arguments is None else arguments
     tune_torch()

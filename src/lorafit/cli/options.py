@@ -5,7 +5,8 @@ from typing import Annotated
 
 import typer
 
-INTERRUPTED = 130  # exit code, 128 + SIGINT as shells expect
+INTERRUPTED = 130  # exit code of what was stopped at once, 128 + SIGINT as shells expect
+STOPPED = 75  # of a training that a signal ended with all saved: sysexits' EX_TEMPFAIL, "try again later"
 
 
 def expanded(path: Path | None) -> Path | None:

@@ -1,5 +1,6 @@
 """`lorafit train`: from rows to an adapter, and what it gained."""
 
+import sys
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -7,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from lorafit.cli.options import (
-    INTERRUPTED,
+    STOPPED,
     AllowPickle,
     DataOption,
     JsonFlag,
@@ -55,20 +56,30 @@ def train(
     memory: MemoryOption = None,
     set: SetOption = None,
     allow_pickle: AllowPickle = False,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on with a run that was stopped.")] = False,
+    resume: Annotated[
+        bool,
+        typer.Option(
+            "--resume", help="Go on with a run that was stopped; with settings and --output-dir: start it if it is new."
+        ),
+    ] = False,
     force: Annotated[bool, typer.Option("--force", help="Start even if the plan says it does not fit.")] = False,
     json: JsonFlag = False,
 ) -> None:
     """Train an adapter, then compare base and tuned model on rows that were held out."""
     with open_output(json) as out:
-        if resume:
+        given = [option for option, value in (
+            ("--model", model), ("--data", data), ("--validation", validation),
+            ("--max-steps", max_steps), ("--memory", memory), ("--set", set), ("--allow-pickle", allow_pickle),
+        ) if value]  # fmt: skip
+        asks = bool(given) if recipe is None else recipe.is_file()
+        if resume and not (asks and output_dir):
             if recipe and output_dir:
                 raise ConfigError("--resume takes one run directory: leave out --output-dir")
-            if given := [option for option, value in (
-                ("--model", model), ("--data", data), ("--validation", validation),
-                ("--max-steps", max_steps), ("--memory", memory), ("--set", set), ("--allow-pickle", allow_pickle),
-            ) if value]:  # fmt: skip
-                raise ConfigError(f"{', '.join(given)}: a resumed run keeps its settings; leave that out")
+            if given or asks:
+                raise ConfigError(
+                    f"{', '.join(given) or recipe}: a resumed run keeps its settings; leave that out. To start a run, "
+                    "or to go on with it where it was started, add --output-dir DIR"
+                )
             settings = _recipe_to_resume(recipe, output_dir)
         else:
             from lorafit.recipe import load_recipe
@@ -84,12 +95,13 @@ def train(
                 memory=memory,
                 allow_pickle=allow_pickle or None,
             )
+            settings, resume = _again(settings, out, resume)
         trained = run_training(settings, out, resume=resume, force=force)
         result: dict[str, Any] = {"run": str(trained.run.directory), "state": trained.run.record["state"]}
         if trained.interrupted:
             draw_report(trained.run, out)
             out.result(result)
-            raise typer.Exit(INTERRUPTED)
+            raise typer.Exit(STOPPED)
         result |= {"figures": trained.run.record["figures"], **_evaluate(trained, out)}
         out.result(result)
 
@@ -126,6 +138,40 @@ def _recipe_to_resume(run: Path | None, output_dir: Path | None) -> "Recipe":
     if directory is None:
         raise ConfigError("--resume needs the run directory: lorafit train --resume RUN")
     return Run.open(directory).recipe.model_copy(update={"output_dir": str(directory)})
+
+
+def _again(settings: "Recipe", out: Output, resume: bool) -> "tuple[Recipe, bool]":
+    """The settings to train with, and whether to go on with a run that has them and was stopped: the user decides.
+
+    Raises:
+        ConfigError: The run in the folder has other settings.
+    """
+    from lorafit.collection import collection_paused
+
+    with collection_paused():
+        from lorafit.train.start import find_unfinished
+
+    found = find_unfinished(settings)
+    if found is None:
+        return settings, False
+    where = f"{found.run.directory}, stopped after step {found.step}"
+    if found.different:
+        raise ConfigError(
+            f"{where}, is a run with other settings: {'; '.join(found.different)}. Go on with it as it is: "
+            f"{found.run.resume_command}; or take another --output-dir"
+        )
+    if resume or (_can_ask(out) and typer.confirm(f"{where}, has the same settings. Go on with it?", default=True)):
+        return found.run.recipe.model_copy(update={"output_dir": str(found.run.directory)}), True
+    if settings.output_dir is None and not _can_ask(out):
+        out.console.print(
+            f"Note: {where}, has the same settings; this starts anew. To go on with it: {found.run.resume_command}",
+            markup=False,
+        )
+    return settings, False
+
+
+def _can_ask(out: Output) -> bool:
+    return sys.stdin.isatty() and out.console.is_terminal and not out.is_json
 
 
 def _evaluate(trained: "Trained", out: Output) -> dict[str, Any]:

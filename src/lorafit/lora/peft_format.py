@@ -14,7 +14,6 @@ from typing import Any
 
 import torch
 import torch.nn as nn
-from safetensors.torch import save_file
 from torch import Tensor
 
 from lorafit.errors import AdapterFileError, ConfigError
@@ -25,6 +24,7 @@ from lorafit.lora.inject import Plan, TiedWeightsWarning, check_new_name, instal
 from lorafit.lora.saved_module import SavedModule
 from lorafit.lora.state import known, lora_layers, saved_modules, state_of
 from lorafit.lora.stored_tensors import Stored, opened
+from lorafit.tensor_files import save_tensors
 from lorafit.untrusted import Refused, read_json, short
 
 CONFIG_FILE = "adapter_config.json"
@@ -108,8 +108,7 @@ def write_files(folder: Path, config: LoraConfig, tensors: dict[str, Tensor]) ->
         config: The settings.
         tensors: By their keys in PEFT's file.
     """
-    tensors = {key: value.detach().cpu().clone().contiguous() for key, value in tensors.items()}
-    _replace(folder / WEIGHTS_FILE, lambda path: save_file(tensors, path, metadata={"format": "pt"}))
+    _replace(folder / WEIGHTS_FILE, lambda path: save_tensors(tensors, path, {"format": "pt"}))
     text = json.dumps(config_to_peft(config), indent=2, sort_keys=True) + "\n"
     _replace(folder / CONFIG_FILE, lambda path: path.write_text(text, encoding="utf-8"))
 

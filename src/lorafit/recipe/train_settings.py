@@ -87,6 +87,12 @@ class TrainSettings(Settings):
     save_total_limit: int | None = Field(
         default=2, ge=1, description="Checkpoints kept for --resume; null keeps all. The best adapter is kept apart."
     )
+    save_retry_minutes: float = Field(
+        default=30.0,
+        ge=0,
+        description="How long training waits and tries again where the disk is full, or the run's folder read-only or "
+        "gone; 0 ends it at once.",
+    )
     load_best_model_at_end: bool = Field(
         default=True, description="Keep the adapter with the lowest held-out loss; false keeps the last one."
     )

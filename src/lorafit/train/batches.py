@@ -275,6 +275,14 @@ class ShuffledSteps(Sampler[list[int]]):
         return math.ceil(self.rows / self.rows_a_step)
 
     def __iter__(self) -> Iterator[list[int]]:
-        order = np.random.default_rng((self.seed, self.epoch)).permutation(self.rows).tolist()
+        order = self._order(self.epoch)
         for start in range(0, self.rows, self.rows_a_step):
             yield order[start : start + self.rows_a_step]
+
+    def _order(self, epoch: int) -> list[int]:
+        return np.random.default_rng((self.seed, epoch)).permutation(self.rows).tolist()
+
+    def rows_of(self, step: int) -> list[int]:
+        """What optimizer step `step` of the whole run sees, counted from 1."""
+        epoch, place = divmod(step - 1, len(self))
+        return self._order(epoch)[place * self.rows_a_step : (place + 1) * self.rows_a_step]

@@ -1,20 +1,18 @@
-"""What happens around a step: metrics, keeping the best, stopping early, stopping on a signal, showing progress."""
+"""What happens around a step: metrics, keeping the best, stopping early, showing progress."""
 
-import os
-import signal
+import contextlib
 import sys
-import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
-from types import FrameType
-from typing import TextIO
+from typing import Any, TextIO
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from transformers import TrainerCallback, TrainerState
 
 from lorafit.run import Run
+from lorafit.train.saving import Saving, at_once
 
 BARS = "▁▂▃▄▅▆▇█"
 CURVE_COLUMNS = 16  # of a loss curve in the terminal
@@ -35,16 +33,21 @@ def best_evaluation(state: TrainerState, threshold: float = 0.0) -> tuple[int, f
     return best
 
 
+def metrics_row(step: float, epoch: float, logs: Mapping[str, Any]) -> dict[str, Any]:
+    """A line of `metrics.jsonl`, of what transformers logs (and keeps in its state)."""
+    return {"step": step, "epoch": epoch, **{key: logs[key] for key in logs if key not in ("step", "epoch")}}
+
+
 class WriteMetrics(TrainerCallback):
     """Appends every logged step and evaluation to the run's `metrics.jsonl`."""
 
-    def __init__(self, run: Run) -> None:
-        self.run = run
+    def __init__(self, run: Run, saving: Saving = at_once) -> None:
+        self.run, self.saving = run, saving
 
     def on_log(self, args, state, control, logs=None, **kwargs) -> None:
         """Append what was logged."""
-        figures = {key: value for key, value in (logs or {}).items() if key != "epoch"}
-        self.run.log({"step": state.global_step, "epoch": state.epoch, **figures})
+        row = metrics_row(state.global_step, state.epoch, logs or {})
+        self.saving(lambda: self.run.log(row))
 
 
 class KeepAdapter(TrainerCallback):
@@ -57,6 +60,11 @@ class KeepAdapter(TrainerCallback):
 
     def __init__(self, save: Callable[[], None], *, best: bool) -> None:
         self.save, self.best = save, best
+
+    def holds_another(self, state: TrainerState) -> bool:
+        """Whether the adapter that is kept is not the present one."""
+        best = best_evaluation(state)
+        return self.best and best is not None and best[0] != state.global_step
 
     def on_evaluate(self, args, state, control, **kwargs) -> None:
         """Save after an evaluation that is the best so far."""
@@ -73,56 +81,20 @@ class KeepAdapter(TrainerCallback):
 class StopEarly(TrainerCallback):
     """Ends training after `patience` evaluations in a row without a loss lower by more than `threshold` nats.
 
-    Attributes:
-        stopped: whether it has.
+    All it knows stands in the history of evaluations, so it lives in every checkpoint.
     """
 
     def __init__(self, patience: int, threshold: float) -> None:
         self.patience, self.threshold = patience, threshold
-        self.stopped = False
+
+    def is_over(self, state: TrainerState) -> bool:
+        """Whether patience is used up."""
+        best = best_evaluation(state, self.threshold)
+        return best is not None and sum(step > best[0] for step, _ in evaluations(state)) >= self.patience
 
     def on_evaluate(self, args, state, control, **kwargs) -> None:
         """End training when patience is used up."""
-        best = best_evaluation(state, self.threshold)
-        since = sum(step > best[0] for step, _ in evaluations(state)) if best else 0
-        if since >= self.patience:
-            self.stopped = control.should_training_stop = control.should_save = control.should_log = True
-
-
-class StopOnSignal(TrainerCallback):
-    """Ctrl-C or SIGTERM finishes the step and saves a checkpoint; a second one stops at once.
-
-    A context manager: the handlers stand while training runs (only in the main thread, where Python allows them).
-
-    Attributes:
-        interrupted: whether a signal has come.
-    """
-
-    SIGNALS = (signal.SIGINT, signal.SIGTERM)
-
-    def __init__(self) -> None:
-        self.interrupted = False
-        self._before: dict[int, object] = {}
-
-    def __enter__(self) -> "StopOnSignal":
-        if threading.current_thread() is threading.main_thread():
-            self._before = {number: signal.signal(number, self._on_signal) for number in self.SIGNALS}
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)  # type: ignore[arg-type]
-
-    def _on_signal(self, number: int, frame: FrameType | None) -> None:
-        if self.interrupted:
-            raise KeyboardInterrupt
-        self.interrupted = True
-        # Not through a stream, which the signal may have caught half way through a write.
-        os.write(2, b"\nStopping: the step is finished and saved first. Once more stops at once.\n")
-
-    def on_step_end(self, args, state, control, **kwargs) -> None:
-        """Have the checkpoint written, and end."""
-        if self.interrupted and not control.should_training_stop:
+        if self.is_over(state):
             control.should_training_stop = control.should_save = True
 
 
@@ -155,7 +127,8 @@ class ShowProgress(TrainerCallback):
 
     def print(self, text: str) -> None:
         """Print a line above the bar."""
-        self.console.print(text, markup=False)
+        with contextlib.suppress(OSError):  # a log on a full disk or a closed terminal ends no training
+            self.console.print(text, markup=False)
 
     def on_train_begin(self, args, state, control, **kwargs) -> None:
         """Start the bar, or the clock."""
@@ -207,5 +180,6 @@ class ShowProgress(TrainerCallback):
     def close(self) -> None:
         """Take the bar down, also after an error."""
         if self._bar is not None:
-            self._bar.stop()
+            with contextlib.suppress(OSError):
+                self._bar.stop()
             self._bar = None

@@ -1,74 +1,137 @@
 """Checkpoints: all that the next step depends on, as safetensors and JSON.
 
 A folder `checkpoint-<step>` holds
-- `adapter_model.safetensors`, `adapter_config.json`: the adapter as it is at this step, in PEFT's format,
+- `adapter_model.safetensors`, `adapter_config.json`: the adapter as it is at this step, in PEFT's format; further
+  adapters of the model in folders of their names,
+- `best_adapter.safetensors`: the best adapter so far, where it is not this one,
 - `optimizer.safetensors`: the optimizer's tensors, named `<parameter>/<field>`,
-- `trainer_state.json`: transformers' TrainerState (step, epoch, logged history),
-- `state.json`: optimizer groups, scheduler, random states, lorafit's counters.
+- `trainer_state.json`: transformers' TrainerState (step, epoch, all that was logged: best loss and patience follow),
+- `state.json`: optimizer groups, scheduler, random states, lorafit's counters,
+- `checksums.json`: the SHA-256 of each.
+The position in the data is the step's number: which rows a step sees follows from seed and epoch.
 """
 
 import json
 import os
-import random
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
 from accelerate.optimizer import AcceleratedOptimizer
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from transformers import TrainerState
 
-from lorafit.lora import save_adapter
+from lorafit.files import (
+    checksum_problems,
+    remove_folder,
+    sha256_of,
+    sync_file,
+    sync_folder,
+    write_checksums,
+)
+from lorafit.lora import list_adapters, restore_adapter, save_adapter
+from lorafit.tensor_files import save_tensors
+from lorafit.train.random_states import random_states
 
-TENSOR_FILES = ("adapter_model.safetensors", "optimizer.safetensors")
-JSON_FILES = ("adapter_config.json", "trainer_state.json", "state.json")
+ADAPTER_FILE, CONFIG_FILE, BEST_FILE = "adapter_model.safetensors", "adapter_config.json", "best_adapter.safetensors"
+OPTIMIZER_FILE, TRAINER_FILE, STATE_FILE = "optimizer.safetensors", "trainer_state.json", "state.json"
+FILES = (ADAPTER_FILE, CONFIG_FILE, OPTIMIZER_FILE, TRAINER_FILE, STATE_FILE)  # every checkpoint has these
+DAMAGED = "damaged-"  # before the name of one that was set aside
 
 
 def save_checkpoint(
-    directory: Path, *, model: nn.Module, optimizer: Optimizer, scheduler: Any, state: TrainerState, counters: dict
+    directory: Path,
+    *,
+    model: nn.Module,
+    optimizer: Optimizer,
+    scheduler: Any,
+    state: TrainerState,
+    counters: dict,
+    best: Path | None = None,
 ) -> None:
     """Write a checkpoint under a temporary name, then give it its own: a folder with that name is whole.
 
     Args:
-        directory: `checkpoints/checkpoint-<step>`.
+        directory: `checkpoints/checkpoint-<step>`; of its parents only the last is made, as a run's folder that
+            vanished is no place to save to.
         model: carries the adapter.
         optimizer: over the model's trainable parameters.
         scheduler: of the learning rate.
         state: transformers' own.
         counters: lorafit's, plain JSON values.
+        best: file with the tensors of the best adapter, where it is not the present one.
+
+    Raises:
+        OSError: It cannot be written; what was there before is as it was.
     """
+    directory.parent.mkdir(exist_ok=True)
     temporary = directory.with_name(f".{directory.name}.{os.getpid()}")
     shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
-    save_adapter(model, temporary)
-    tensors, settings = _optimizer_parts(model, optimizer)
-    save_file(tensors, temporary / "optimizer.safetensors")
-    state.save_to_json(str(temporary / "trainer_state.json"))
-    values = {"optimizer": settings, "scheduler": scheduler.state_dict()}
-    values |= {"random": random_states(), "counters": counters}
-    (temporary / "state.json").write_text(json.dumps(values), encoding="utf-8")
-    for file in temporary.iterdir():
-        with file.open("rb+") as written:  # Windows syncs only what may be written
-            os.fsync(written.fileno())
-    if directory.exists():
-        shutil.rmtree(directory)
-    os.replace(temporary, directory)
+    try:
+        temporary.mkdir()
+        for name in list_adapters(model):
+            save_adapter(model, _folder_of(temporary, name), name)
+        if best is not None:
+            shutil.copyfile(best, temporary / BEST_FILE)
+        tensors, settings = _optimizer_parts(model, optimizer)
+        save_tensors(tensors, temporary / OPTIMIZER_FILE)
+        state.save_to_json(str(temporary / TRAINER_FILE))
+        values = {"optimizer": settings, "scheduler": scheduler.state_dict()}
+        values |= {"random": random_states(), "counters": counters}
+        (temporary / STATE_FILE).write_text(json.dumps(values), encoding="utf-8")
+        _seal(temporary)
+        if directory.exists():
+            remove_folder(directory)
+        os.replace(temporary, directory)
+    except BaseException:  # a full disk gets its room back
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+    sync_folder(directory.parent)
+
+
+def _seal(folder: Path) -> None:
+    """Sync all files and write their checksums."""
+    files = [file for file in folder.rglob("*") if file.is_file()]
+    for file in files:
+        sync_file(file)
+    write_checksums(folder, {file.relative_to(folder).as_posix(): [sha256_of(file)] for file in files})
+    for inner in {file.parent for file in files}:
+        sync_folder(inner)
+
+
+def _folder_of(directory: Path, adapter_name: str) -> Path:
+    """PEFT's layout."""
+    return directory if adapter_name == "default" else directory / adapter_name
+
+
+def restore_adapters(directory: Path, model: nn.Module) -> None:
+    """Give every adapter of the model the weights it had."""
+    for name in list_adapters(model):
+        restore_adapter(model, _folder_of(directory, name), name)
+
+
+def kept_adapter(directory: Path) -> Path:
+    """The file with the adapter that the run kept when this was written: the best, or the present one."""
+    best = directory / BEST_FILE
+    return best if best.exists() else directory / ADAPTER_FILE
+
+
+def read_trainer_state(directory: Path) -> TrainerState:
+    """Transformers' own state."""
+    return TrainerState.load_from_json(str(directory / TRAINER_FILE))
 
 
 def read_state(directory: Path) -> dict[str, Any]:
     """What `state.json` of a checkpoint holds: `optimizer`, `scheduler`, `random`, `counters`."""
-    return json.loads((directory / "state.json").read_text(encoding="utf-8"))
+    return json.loads((directory / STATE_FILE).read_text(encoding="utf-8"))
 
 
 def load_optimizer(directory: Path, model: nn.Module, optimizer: Optimizer) -> None:
     """Give the optimizer the state it had, parameter by parameter name."""
-    tensors, settings = load_file(directory / "optimizer.safetensors"), read_state(directory)["optimizer"]
+    tensors, settings = load_file(directory / OPTIMIZER_FILE), read_state(directory)["optimizer"]
     names = _parameter_names(model, optimizer)
     state: dict[int, dict[str, Any]] = {}
     for key, value in [*tensors.items(), *settings["numbers"].items()]:
@@ -121,38 +184,6 @@ def _parameter_names(model: nn.Module, optimizer: Optimizer) -> list[str]:
     return [names[id(parameter)] for parameter in _parameters(optimizer)]
 
 
-def random_states() -> dict[str, Any]:
-    """The state of every random generator that training may draw from, as JSON values."""
-    python_version, python_words, python_gauss = random.getstate()
-    numpy_state: Any = np.random.get_state(legacy=False)
-    words = numpy_state["state"]
-    return {
-        "python": [python_version, list(python_words), python_gauss],
-        "numpy": {**numpy_state, "state": {"key": words["key"].tolist(), "pos": int(words["pos"])}},
-        "torch": _hex(torch.get_rng_state()),
-        "cuda": [_hex(state) for state in torch.cuda.get_rng_state_all()] if torch.cuda.is_available() else [],
-    }
-
-
-def restore_random_states(states: dict[str, Any]) -> None:
-    """Set every generator to what `random_states` returned."""
-    version, words, gauss = states["python"]
-    random.setstate((version, tuple(words), gauss))
-    key = np.array(states["numpy"]["state"]["key"], dtype=np.uint32)
-    np.random.set_state({**states["numpy"], "state": {**states["numpy"]["state"], "key": key}})
-    torch.set_rng_state(_unhex(states["torch"]))
-    if states["cuda"]:
-        torch.cuda.set_rng_state_all([_unhex(state) for state in states["cuda"]])
-
-
-def _hex(state: Tensor) -> str:
-    return state.cpu().numpy().tobytes().hex()
-
-
-def _unhex(text: str) -> Tensor:
-    return torch.frombuffer(bytearray.fromhex(text), dtype=torch.uint8)
-
-
 def step_of(directory: Path) -> int:
     """The step of `checkpoint-<step>`."""
     return int(directory.name.rpartition("-")[2])
@@ -164,21 +195,32 @@ def checkpoints_in(directory: Path) -> list[Path]:
 
 
 def problems_of(directory: Path) -> Iterator[str]:
-    """What keeps a checkpoint from being whole."""
-    for name in JSON_FILES:
-        try:
-            json.loads((directory / name).read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            yield f"{name}: {error}"
-    for name in TENSOR_FILES:
-        try:
-            with safe_open(directory / name, framework="pt"):  # checks the header against the file's size
-                pass
-        except (OSError, SafetensorError) as error:
-            yield f"{name}: {error}"
+    """What keeps a checkpoint from being whole: a line for each file that is not as it was written.
+
+    Raises:
+        PermissionError: Its files may not be read, so that nothing is known.
+    """
+    return checksum_problems(directory, FILES)
+
+
+def set_aside(directory: Path) -> None:
+    """Take a damaged checkpoint out of the row; `prune` deletes it when a whole one follows."""
+    aside = directory.with_name(DAMAGED + directory.name)
+    if aside.exists():
+        remove_folder(aside)
+    os.replace(directory, aside)
 
 
 def prune(directory: Path, keep: int | None) -> None:
-    """Delete all but the newest `keep` checkpoints."""
-    for old in checkpoints_in(directory)[: -keep if keep else 0]:
-        shutil.rmtree(old)
+    """Delete all but the newest `keep` checkpoints, and damaged ones, once the newest is seen to be whole."""
+    checkpoints = checkpoints_in(directory)
+    old = [*(checkpoints[:-keep] if keep else []), *directory.glob(f"{DAMAGED}checkpoint-*")]
+    if old and not any(problems_of(checkpoints[-1])):
+        for folder in old:
+            remove_folder(folder)
+
+
+def clean(directory: Path) -> None:
+    """Delete what a process that ended while it saved or deleted has left."""
+    for left in directory.glob(".*checkpoint-*"):
+        shutil.rmtree(left)

@@ -1,6 +1,5 @@
 """The whole training: rows, model, adapter, trainer, run directory."""
 
-import hashlib
 import importlib.util
 import json
 import time
@@ -8,6 +7,7 @@ import traceback
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,19 +17,22 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lorafit.data import Prepared, PreparedSeq2Seq, Seq2SeqTemplate, Template
 from lorafit.errors import AdapterError, MissingExtraError, ModelError, PlanError, RunError
-from lorafit.lora import count_parameters, restore_adapter, update_norms
+from lorafit.lora import count_parameters, restore_adapter, save_adapter, update_norms
 from lorafit.metrics.answers import answer_metrics, check_references
-from lorafit.metrics.answers.own import is_own
 from lorafit.models import ResolvedModel, context_length, load_tokenizer, resolve
 from lorafit.recipe import Recipe
-from lorafit.run import Run, free_directory, write_atomically
-from lorafit.train.callbacks import KeepAdapter, ShowProgress, StopEarly, StopOnSignal, WriteMetrics, best_evaluation
-from lorafit.train.checkpoint import checkpoints_in, problems_of, step_of
+from lorafit.run import Run, write_atomically
+from lorafit.train.callbacks import KeepAdapter, ShowProgress, StopEarly, WriteMetrics, best_evaluation
+from lorafit.train.checkpoint import ADAPTER_FILE
 from lorafit.train.fast import PLAIN, FastPath, choose_fast_path
 from lorafit.train.memory import peak_memory_bytes, release_memory
 from lorafit.train.plan import Plan
 from lorafit.train.planned import plan_run
-from lorafit.train.rows import AnyPrepared, OtherRows, prepare_others
+from lorafit.train.resume import computed_with, newest_whole_checkpoint, put_back, what_differs, write_texts
+from lorafit.train.rows import AnyPrepared, OtherRows, fingerprint, longest_row, prepare_others, train_places
+from lorafit.train.saving import PatientSaving, reason_of
+from lorafit.train.signals import StopOnSignal
+from lorafit.train.start import start
 from lorafit.train.tasks import TASKS, check_optimizer
 from lorafit.train.trainer import LoraTrainer
 
@@ -96,9 +99,27 @@ def train(
         KeyboardInterrupt: A second signal; checkpoints are whole.
     """
     progress = ShowProgress()
-    notice = on_notice or progress.print
+    with ExitStack() as cleanup:
+        cleanup.callback(progress.close)
+        return _train(recipe, resume, force, on_summary, on_plan, on_notice or progress.print, progress, cleanup)
+
+
+def _train(
+    recipe: Recipe,
+    resume: bool,
+    force: bool,
+    on_summary: "Callable[[Summary | ClassSummary | TagSummary], None]",
+    on_plan: Callable[[Plan], None],
+    notice: Callable[[str], None],
+    progress: ShowProgress,
+    cleanup: ExitStack,
+) -> Trained:
+    """`train`; what is to be undone at the end goes into `cleanup`."""
     _check_trackers(recipe)
-    run, reference = _existing(recipe) if resume else (None, recipe.model.name)
+    run = _existing(recipe, cleanup) if resume else None
+    reference = recipe.model.name if run is None else run.record["model"]["reference"]
+    if run is None and recipe.output_dir is not None:
+        Run(Path(recipe.output_dir)).check_free()  # before any work
     check_optimizer(recipe)
     metrics = answer_metrics(recipe.evaluate.metrics)
     resolved = resolve(reference, revision=recipe.model.revision, on_message=notice)
@@ -120,13 +141,10 @@ def train(
     if plan is not None:
         on_plan(plan)
     if run is None:
-        run, recipe = _start(planned, resolved, rows, plan)
-    try:
-        with run.held():
-            trained = _Fit(run, recipe, resolved, tokenizer, prepared, progress, notice).run_all(resume)
-            return replace(trained, others=others)
-    finally:
-        progress.close()
+        run, recipe = start(planned, resolved, rows, plan)
+        cleanup.enter_context(run.held())
+    trained = _Fit(run, recipe, resolved, tokenizer, prepared, progress, notice).run_all(resume)
+    return replace(trained, others=others)
 
 
 def _too_little_memory(recipe: Recipe) -> RunError:
@@ -156,30 +174,41 @@ class _Fit:
         try:
             return self.fit(resume)
         except KeyboardInterrupt:
-            self.run.update(state="interrupted", error="stopped at once")
+            self.record_end("interrupted", "stopped at once")
             raise
         except Exception as error:
             if resume or self.run.has_saved:
-                self.run.update(state="failed", error="".join(traceback.format_exception_only(error)).strip())
+                self.record_end("failed", "".join(traceback.format_exception_only(error)).strip())
             else:
                 self.run.discard()  # nothing was trained: the corrected command may use the same folder
             if isinstance(error, torch.OutOfMemoryError):
                 raise _too_little_memory(self.recipe) from error
             raise
 
+    def record_end(self, state: str, error: str) -> None:
+        """How it ended, where the disk still takes it; if not, the end itself is what the user has to know."""
+        try:
+            self.run.update(state=state, error=error)
+        except OSError as reason:
+            self.notice(f"run.json could not be told that the run is {state}: {reason_of(reason)}")
+
     def fit(self, resume: bool) -> Trained:
-        model = TASKS[self.recipe.task].adapted_model(self.resolved, self.recipe, self.tokenizer, self.prepared)
+        task = TASKS[self.recipe.task]
+        model = task.adapted_model(self.resolved, self.recipe, self.tokenizer, self.prepared)
         self.check_lengths(model)
-        checkpoint = self.newest_checkpoint() if resume else None
+        checkpoint = newest_whole_checkpoint(self.run, self.notice) if resume else None
         if resume:
-            self.run.rewind_metrics(step_of(checkpoint) if checkpoint else 0)
+            put_back(self.run, checkpoint, task.beside_adapter(self.prepared))
+            if checkpoint is not None and (line := what_differs(self.run, model.device)) is not None:
+                self.notice(line)
+        self.run.update(computed_with=computed_with(model.device))
         started = time.monotonic()
         with StopOnSignal() as stop, ExitStack() as cleanup:
             use_cache = model.config.use_cache  # the Trainer turns it off; generation wants it
             cleanup.callback(lambda: setattr(model.config, "use_cache", use_cache))
             trainer = self.rehearsed(lambda: self.trainer(model, stop))
             cleanup.enter_context(self.fast.on(trainer.loss))
-            trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+            trainer.train_from(checkpoint)
         interrupted = stop.interrupted and trainer.goes_on
         self.finish(trainer, interrupted, time.monotonic() - started)
         return Trained(self.run, model.eval(), self.tokenizer, self.prepared, interrupted)
@@ -231,16 +260,6 @@ class _Fit:
                     f"data.{setting} to at most {context}"
                 )
 
-    def newest_checkpoint(self) -> Path | None:
-        for checkpoint in reversed(checkpoints_in(self.run.checkpoints)):
-            problems = list(problems_of(checkpoint))
-            if not problems:
-                self.notice(f"Going on from step {step_of(checkpoint)}.")
-                return checkpoint
-            self.notice(f"{checkpoint} is damaged ({'; '.join(problems)}); trying the one before.")
-        self.notice("No whole checkpoint is there: starting at the first step.")
-        return None
-
     def trainer(self, model: PreTrainedModel, stop: StopOnSignal) -> LoraTrainer:
         settings, held_out = self.recipe.train, self.prepared.held_out if len(self.prepared.held_out) else None
         task = TASKS[self.recipe.task]
@@ -252,13 +271,11 @@ class _Fit:
             parameters=dict(zip(("trainable", "all"), count_parameters(model), strict=True)),
         )
         keep_best = held_out is not None and settings.load_best_model_at_end
-        callbacks: list[Any] = [
-            WriteMetrics(self.run),
-            KeepAdapter(lambda: self.run.save_adapter(model, task.beside_adapter(self.prepared)), best=keep_best),
-        ]
+        keep = KeepAdapter(lambda: self.saving(lambda: self.save_adapter(model)), best=keep_best)
+        callbacks: list[Any] = [WriteMetrics(self.run, self.saving), keep]
         if settings.early_stopping_patience is not None:
             callbacks.append(StopEarly(settings.early_stopping_patience, settings.early_stopping_threshold))
-        return LoraTrainer(
+        trainer = LoraTrainer(
             model,
             settings,
             train=self.prepared.train,
@@ -268,7 +285,26 @@ class _Fit:
             packed=self.fast.packed,
             share_prefix=self.fast.prefix,
             callbacks=[*callbacks, stop, self.progress],
+            best=lambda: self.best_adapter() if keep.holds_another(trainer.state) else None,
+            saving=self.saving,
+            notice=self.notice,
         )
+        return trainer
+
+    @cached_property
+    def saving(self) -> PatientSaving:
+        return PatientSaving(self.run, self.recipe.train.save_retry_minutes, self.notice)
+
+    def save_adapter(self, model: PreTrainedModel) -> None:
+        def write(folder: Path) -> None:
+            save_adapter(model, folder)
+            write_texts(folder, TASKS[self.recipe.task].beside_adapter(self.prepared))
+
+        self.run.replace_adapter(write)
+
+    def best_adapter(self) -> Path:
+        self.run.check_adapter()  # a checkpoint must not take damage along as if it were whole
+        return self.run.adapter / ADAPTER_FILE
 
     def finish(self, trainer: LoraTrainer, interrupted: bool, wall_seconds: float) -> None:
         state, counters = trainer.state, trainer.counters
@@ -284,14 +320,30 @@ class _Fit:
             "peak_memory_bytes": peak_memory_bytes(),
             "best_step": best[0] if best else None,
             "best_loss": best[1] if best else None,
+            "skipped_steps": counters.skipped,
         }
+        if trainer.gave_up:
+            self.saving(lambda: self.run.update(figures=figures))
+            raise self.not_finite(trainer)
         if best and best[0] != state.global_step and self.recipe.train.load_best_model_at_end:
+            self.run.check_adapter()
             restore_adapter(trainer.causal_lm, self.run.adapter)
-        self.write_updates(trainer.causal_lm)
-        self.run.update(state="interrupted" if interrupted else "finished", figures=figures)
+        self.saving(lambda: self.write_updates(trainer.causal_lm))
+        self.saving(lambda: self.run.update(state="interrupted" if interrupted else "finished", figures=figures))
         if interrupted:
             self.notice(f"Stopped after step {state.global_step} of {state.max_steps}, saved. Go on with:")
             self.notice(f"  {self.run.resume_command}")
+
+    def not_finite(self, trainer: LoraTrainer) -> RunError:
+        """Names the rows of the last step that was skipped."""
+        step, skipped, settings = trainer.state.global_step, trainer.counters.skipped_in_a_row, self.recipe.train
+        places = train_places(self.recipe, self.tokenizer, self.prepared.train, trainer.rows_in_trouble())
+        return RunError(
+            f"{skipped} steps in a row had no finite loss or gradient (step {step}: {trainer.trouble}) and were not "
+            f"taken; the state after step {step - skipped} is saved. Rows of step {step}: {', '.join(places)}. Mend or "
+            f"remove them if they are odd, else lower train.learning_rate ({settings.learning_rate:g}) or set "
+            "model.dtype fp32, and start a new run"
+        )
 
     def write_updates(self, model: PreTrainedModel) -> None:
         """`updates.json`, for the adapter that was kept."""
@@ -311,11 +363,12 @@ def _check_trackers(recipe: Recipe) -> None:
         raise MissingExtraError(f"train.report_to: {names} not installed: pip install {names}, or leave it out")
 
 
-def _existing(recipe: Recipe) -> tuple[Run, str]:
-    """The run to go on with, and the reference of its model."""
+def _existing(recipe: Recipe, cleanup: ExitStack) -> Run:
+    """The run to go on with, held until `cleanup`."""
     if recipe.output_dir is None:
         raise RunError("resuming needs the run's folder: lorafit train --resume RUN")
     run = Run.open(recipe.output_dir)
+    cleanup.enter_context(run.held())
     record = run.record
     if record["state"] == "finished":
         steps = record["figures"]["steps"]
@@ -323,7 +376,8 @@ def _existing(recipe: Recipe) -> tuple[Run, str]:
             f"{run.directory} is finished (step {steps}): measure it with `lorafit eval`; to train more, start a run "
             "with another --output-dir"
         )
-    return run, record["model"]["reference"]
+    run.clean()
+    return run
 
 
 def _planned(
@@ -340,51 +394,3 @@ def _planned(
     if not (plan.fits or force):
         raise plan.refusal()
     return plan.apply(recipe), plan
-
-
-def _start(recipe: Recipe, resolved: ResolvedModel, rows: dict[str, Any], plan: Plan | None) -> tuple[Run, Recipe]:
-    """A new run directory, and the recipe with every path resolved, so that the run can be taken up from anywhere."""
-    local = resolved.kind in ("directory", "gguf")
-    reference = str(Path(resolved.reference).resolve()) if local else resolved.reference
-    model_name = Path(recipe.model.name).name.removesuffix(".gguf").replace(":", "-")  # "Qwen3-0.6B" has no suffix
-    names = model_name, Path(recipe.data.train_files[0]).stem
-    directory = Path(recipe.output_dir) if recipe.output_dir else free_directory(Path("runs") / "-".join(names))
-    lists = {"train_files": recipe.data.train_files, "validation_files": recipe.data.validation_files}
-    data = recipe.data.model_copy(update={key: [_absolute(file) for file in files] for key, files in lists.items()})
-    model = recipe.model.model_copy(update={"name": reference})
-    evaluate = {
-        "metrics": [_absolute_metric(name) for name in recipe.evaluate.metrics],
-        "also": [_absolute(file) for file in recipe.evaluate.also],
-    }
-    sections = {"data": data, "model": model, "evaluate": recipe.evaluate.model_copy(update=evaluate)}
-    recipe = recipe.model_copy(update={"output_dir": str(directory.resolve()), **sections})
-    base = {"reference": reference, "revision": resolved.revision, "kind": resolved.kind}
-    record = {"model": base, "data": rows, "seed": recipe.train.seed, "plan": None if plan is None else plan.to_dict()}
-    return Run.create(directory, recipe, **record), recipe
-
-
-def _absolute(file: str) -> str:
-    return str(Path(file).resolve()) if Path(file).exists() else file
-
-
-def _absolute_metric(name: str) -> str:
-    file, _, function = name.rpartition(":")
-    return f"{Path(file).expanduser().resolve()}:{function}" if is_own(name) else name
-
-
-def longest_row(rows: Dataset, column: str = "input_ids") -> int:
-    """Tokens of the longest row; 0 for none."""
-    lengths = (batch[column].combine_chunks().value_lengths()  # type: ignore[call-overload, index, union-attr]
-               for batch in rows.with_format("arrow").iter(1000))  # fmt: skip
-    return max((int(array.to_numpy(zero_copy_only=False).max()) for array in lengths), default=0)
-
-
-def fingerprint(rows: Dataset) -> str:
-    """SHA-256 of the token ids and labels of all rows, in order."""
-    digest = hashlib.sha256()
-    for batch in rows.with_format("arrow").iter(1000):
-        for column in ("input_ids", "labels"):
-            array = batch[column].combine_chunks()  # type: ignore[call-overload, index, union-attr]
-            digest.update(array.value_lengths().to_numpy(zero_copy_only=False).tobytes())
-            digest.update(array.flatten().to_numpy(zero_copy_only=False).tobytes())
-    return digest.hexdigest()

@@ -1,9 +1,12 @@
 """A recipe's rows, read the same way for training and for evaluating: the held-out share must come out equal."""
 
-from collections.abc import Sequence
+import hashlib
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
 from lorafit.data import (
@@ -18,6 +21,7 @@ from lorafit.data import (
     prepare_seq2seq,
     prepare_token_classification,
 )
+from lorafit.errors import LorafitError
 from lorafit.recipe import Recipe
 
 AnyPrepared = Prepared | PreparedSeq2Seq | PreparedClasses | PreparedTags
@@ -195,3 +199,58 @@ def prepare_others(
         OtherRows(name if names.count(name) == 1 else file, file, rows_of(file))
         for name, file in zip(names, files, strict=True)
     ]
+
+
+def longest_row(rows: Dataset, column: str = "input_ids") -> int:
+    """Tokens of the longest row; 0 for none."""
+    lengths = (batch[column].combine_chunks().value_lengths()  # type: ignore[call-overload, index, union-attr]
+               for batch in rows.with_format("arrow").iter(1000))  # fmt: skip
+    return max((int(array.to_numpy(zero_copy_only=False).max()) for array in lengths), default=0)
+
+
+def fingerprint(rows: Dataset) -> str:
+    """SHA-256 of the token ids and labels of all rows, in order."""
+    digest = hashlib.sha256()
+    for batch in rows.with_format("arrow").iter(1000):
+        for column in ("input_ids", "labels"):
+            array = batch[column].combine_chunks()  # type: ignore[call-overload, index, union-attr]
+            digest.update(array.value_lengths().to_numpy(zero_copy_only=False).tobytes())
+            digest.update(array.flatten().to_numpy(zero_copy_only=False).tobytes())
+    return digest.hexdigest()
+
+
+def train_places(
+    recipe: Recipe, tokenizer: PreTrainedTokenizerBase, rows: Dataset, indices: Sequence[int]
+) -> list[str]:
+    """File and line (or row number) of training rows.
+
+    Tokens do not tell where they come from, so the files are read again and searched for the same: this is for an error
+    that ends a run.
+
+    Args:
+        recipe: the settings that `rows` were prepared with.
+        tokenizer: of the base model.
+        rows: the prepared training rows.
+        indices: places in them.
+    """
+    keys = [_key(rows[i]) for i in indices]
+    places: dict[Any, list[str]] = {}
+    try:
+        again = PREPARE[recipe.task](recipe, tokenizer, files=recipe.data.train_files)
+        for row, tokens in zip(again.held_out_rows, again.held_out, strict=True):
+            places.setdefault(_key(tokens), []).append(row.where)
+    except (LorafitError, OSError):  # the files are gone or changed since: numbers must do
+        places.clear()
+    return [", ".join(places.get(key, [f"training row {i + 1}"])) for i, key in zip(indices, keys, strict=True)]
+
+
+def _key(row: Any) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    return tuple(row["input_ids"]), tuple(row["labels"])
+
+
+PREPARE: dict[str, Callable[..., AnyPrepared]] = {
+    "sft": prepare_rows,
+    "classification": prepare_classes,
+    "token_classification": prepare_tags,
+    "seq2seq": prepare_pairs,
+}

@@ -2,6 +2,7 @@
 
 import math
 import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -10,12 +11,11 @@ import torch
 from datasets import Dataset
 from torch import Tensor
 from torch.utils.data import DataLoader
-from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainingArguments
+from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainerState, TrainingArguments
 from transformers.trainer_callback import PrinterCallback
 
 from lorafit.allocator import give_back_at_once
 from lorafit.errors import RunError
-from lorafit.lora import restore_adapter
 from lorafit.lora.trainer_bridge import adapters_pointed_out
 from lorafit.recipe import TrainSettings
 from lorafit.train.batches import MicroBatch, ShuffledSteps, StepCollator
@@ -23,17 +23,20 @@ from lorafit.train.callbacks import StopEarly
 from lorafit.train.checkpoint import (
     load_optimizer,
     prune,
-    random_states,
     read_state,
-    restore_random_states,
+    read_trainer_state,
+    restore_adapters,
     save_checkpoint,
 )
 from lorafit.train.footprint import recompute_activations
 from lorafit.train.loss import DocumentLoss, evaluating
 from lorafit.train.memory import peak_memory_bytes
+from lorafit.train.random_states import random_states, restore_random_states
+from lorafit.train.saving import Saving, at_once
 
 TENTH = 0.1
 EVALUATED_AT_ONCE = 256  # held-out rows packed together
+MOST_SKIPPED = 5  # steps in a row that are skipped, then training ends
 
 
 @dataclass
@@ -45,6 +48,9 @@ class Counters:
         seconds: time in forward and backward, without optimizer, evaluation and saving.
         new_loss: loss summed over trained tokens, in nats.
         new_trained: those tokens.
+        new_taken: steps that were taken.
+        skipped: steps that were not, as their loss or gradient was not finite.
+        skipped_in_a_row: those since the last that was taken.
     """
 
     tokens: int = 0
@@ -53,10 +59,13 @@ class Counters:
     new_seconds: float = 0.0
     new_loss: float = 0.0
     new_trained: int = 0
+    new_taken: int = 0
+    skipped: int = 0
+    skipped_in_a_row: int = 0
 
     def restart(self) -> None:
         """Begin a new logging window."""
-        self.new_tokens = self.new_trained = 0
+        self.new_tokens = self.new_trained = self.new_taken = 0
         self.new_seconds = self.new_loss = 0.0
 
 
@@ -77,6 +86,12 @@ class LoraTrainer(Trainer):
         packed: whether documents share a flat row; else they are padded, sorted by length.
         share_prefix: whether what the documents of a flat row begin with is laid down once.
         callbacks: transformers' callbacks.
+        best: the file of the best adapter, where that is not the present one; each checkpoint takes it along.
+        saving: does what writes a checkpoint.
+        notice: takes a line for the user.
+
+    Attributes:
+        trouble: what kept the last step from being taken (`loss nan`), or None.
     """
 
     def __init__(
@@ -91,8 +106,14 @@ class LoraTrainer(Trainer):
         packed: bool = True,
         share_prefix: bool = False,
         callbacks: list[TrainerCallback] | None = None,
+        best: Callable[[], Path | None] = lambda: None,
+        saving: Saving = at_once,
+        notice: Callable[[str], None] = lambda line: None,
     ) -> None:
         self.settings, self.loss, self.checkpoints = settings, loss, checkpoints
+        self.best, self.saving, self.notice = best, saving, notice
+        self.trouble: str | None = None
+        self._step_loss, self._step_trained = 0.0, 0
         self.causal_lm, self.held_out = model, held_out  # as they came, typed
         self.counters = Counters()
         if settings.recomputes and model.device.type == "cpu":
@@ -117,7 +138,7 @@ class LoraTrainer(Trainer):
                 data_collator=collator,
                 train_dataset=train,
                 eval_dataset=held_out,
-                callbacks=[_SetEpoch(self.steps), *(callbacks or [])],
+                callbacks=[_SetEpoch(self.steps), _EndOnSkipped(self), *(callbacks or [])],
             )
         self.remove_callback(PrinterCallback)
         if self.args.world_size > 1:
@@ -128,8 +149,26 @@ class LoraTrainer(Trainer):
     @property
     def goes_on(self) -> bool:
         """Whether steps are left that early stopping has not called off."""
+        return not self._is_over(self.state)
+
+    def _is_over(self, state: TrainerState) -> bool:
         early = [callback for callback in self.callback_handler.callbacks if isinstance(callback, StopEarly)]
-        return self.state.global_step < self.state.max_steps and not any(callback.stopped for callback in early)
+        return state.global_step >= state.max_steps or any(callback.is_over(state) for callback in early)
+
+    @property
+    def gave_up(self) -> bool:
+        """Whether too many steps in a row were skipped."""
+        return self.counters.skipped_in_a_row >= MOST_SKIPPED
+
+    def train_from(self, checkpoint: Path | None) -> None:
+        """Train, or go on from a checkpoint; from that of the last step there is nothing to do but to load it."""
+        state = None if checkpoint is None else read_trainer_state(checkpoint)
+        if state is None or not self._is_over(state):
+            self.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        else:
+            self.state = state
+            self._load_from_checkpoint(str(checkpoint))
+            self._prune()  # what ended the process may have been in time to prevent it
 
     def get_train_dataloader(self) -> DataLoader:
         """One batch an optimizer step; its order depends on seed and epoch only."""
@@ -174,28 +213,47 @@ class LoraTrainer(Trainer):
             loss = self.loss(micro_batch.to(self.args.device)).sum() / trained
             self.accelerator.backward(loss)
             step_loss += loss.detach()
-        value = self._finite("loss", step_loss.item())
+        self._step_loss, self._step_trained = step_loss.item(), inputs["trained"]
         seconds, counters = time.perf_counter() - started, self.counters
         counters.tokens += inputs["tokens"]
         counters.new_tokens += inputs["tokens"]
         counters.seconds += seconds
         counters.new_seconds += seconds
-        counters.new_loss += value * inputs["trained"]
-        counters.new_trained += inputs["trained"]
         return step_loss
 
-    def _finite(self, what: str, value: float) -> float:
-        if math.isfinite(value):
-            return value
-        raise RunError(
-            f"the {what} became {value} at step {self.state.global_step + 1}; that step was not taken. Lower the "
-            f"learning rate ({self.settings.learning_rate:g}) or use model.dtype fp32, and start again"
-        )
-
     def _get_grad_norm(self, model, grad_norm=None) -> float:
-        """The gradient's norm, before the optimizer uses the gradient."""
-        norm: Any = super()._get_grad_norm(model, grad_norm=grad_norm)  # a tensor or a float
-        return self._finite("gradient", float(norm))
+        """The gradient's norm; where it or the loss is not finite there is no gradient left for the optimizer.
+
+        AdamW passes over a parameter without a gradient: neither it nor its averages change.
+        """
+        norm = float(super()._get_grad_norm(model, grad_norm=grad_norm))  # type: ignore[arg-type]
+        figures = {"loss": self._step_loss, "gradient": norm}
+        self.trouble = next((f"{what} {value}" for what, value in figures.items() if not math.isfinite(value)), None)
+        counters = self.counters
+        if self.trouble is None:
+            counters.new_loss += self._step_loss * self._step_trained
+            counters.new_trained += self._step_trained
+            counters.new_taken += 1
+            counters.skipped_in_a_row = 0
+        else:
+            self.causal_lm.zero_grad(set_to_none=True)
+            counters.skipped += 1
+            counters.skipped_in_a_row += 1
+            self.notice(f"Step {self.state.global_step + 1} is skipped: its {self.trouble.replace(' ', ' is ')}.")
+        return norm
+
+    def rows_in_trouble(self) -> list[int]:
+        """Training rows of the last step: those whose loss alone is not finite, or all where none is."""
+        rows: Any = self.train_dataset
+        indices = self.steps.rows_of(self.state.global_step)
+        with evaluating(self.causal_lm):
+            alone = [i for i in indices if not math.isfinite(self._loss_of(self.data_collator([rows[i]])))]  # type: ignore[misc]
+        return alone or indices
+
+    def _loss_of(self, part: dict[str, Any]) -> float:
+        """Summed over micro-batches, in nats."""
+        losses = (self.loss(micro_batch.to(self.args.device)) for micro_batch in part["micro_batches"])
+        return sum(loss.cpu().double().sum().item() for loss in losses)
 
     def floating_point_ops(self, inputs: dict[str, Any]) -> int:
         """Not counted."""
@@ -209,8 +267,7 @@ class LoraTrainer(Trainer):
             for start in range(0, len(rows), EVALUATED_AT_ONCE):
                 part = self.eval_collator([rows[i] for i in range(start, min(start + EVALUATED_AT_ONCE, len(rows)))])
                 trained += part["trained"]
-                for micro_batch in part["micro_batches"]:
-                    total += self.loss(micro_batch.to(self.args.device)).cpu().double().sum().item()
+                total += self._loss_of(part)
         if not math.isfinite(total):
             raise RunError(
                 f"the held-out loss became {total} after step {self.state.global_step}; use model.dtype fp32 or lower "
@@ -226,32 +283,39 @@ class LoraTrainer(Trainer):
         if "train_runtime" in logs:
             return
         if "loss" in logs:
-            counters = self.counters
+            counters, norm = self.counters, float(logs["grad_norm"])
             logs = {
-                "loss": counters.new_loss / max(counters.new_trained, 1),
+                **({"loss": counters.new_loss / max(counters.new_trained, 1)} if counters.new_taken else {}),
                 "learning_rate": logs["learning_rate"],
-                "grad_norm": float(logs["grad_norm"]),
+                **({"grad_norm": norm} if math.isfinite(norm) else {}),
                 "tokens": counters.tokens,
                 "tokens_per_second": counters.new_tokens / max(counters.new_seconds, 1e-9),
                 "peak_memory_bytes": peak_memory_bytes(),
+                **({"skipped_steps": counters.skipped} if counters.skipped else {}),
             }
             counters.restart()
         super().log(logs)
 
     def _save_checkpoint(self, model, trial) -> None:
-        state = self.state
-        save_checkpoint(
-            self.checkpoints / f"checkpoint-{state.global_step}",
-            model=self.causal_lm,
-            optimizer=self.optimizer,  # type: ignore[arg-type]
-            scheduler=self.lr_scheduler,
-            state=state,
-            counters=asdict(self.counters),
-        )
-        prune(self.checkpoints, self.settings.save_total_limit)
+        def save() -> None:
+            save_checkpoint(
+                self.checkpoints / f"checkpoint-{self.state.global_step}",
+                model=self.causal_lm,
+                optimizer=self.optimizer,  # type: ignore[arg-type]
+                scheduler=self.lr_scheduler,
+                state=self.state,
+                counters=asdict(self.counters),
+                best=self.best(),
+            )
+
+        self.saving(save)
+        self._prune()
+
+    def _prune(self) -> None:
+        self.saving(lambda: prune(self.checkpoints, self.settings.save_total_limit))
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model=None) -> None:
-        restore_adapter(self.causal_lm, resume_from_checkpoint)
+        restore_adapters(Path(resume_from_checkpoint), self.causal_lm)
         self.counters = Counters(**read_state(Path(resume_from_checkpoint))["counters"])
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
@@ -272,6 +336,17 @@ class _SetEpoch(TrainerCallback):
 
     def on_epoch_begin(self, args, state, control, **kwargs) -> None:
         self.steps.epoch = state.global_step // len(self.steps)
+
+
+class _EndOnSkipped(TrainerCallback):
+    """Ends training where too many steps in a row were skipped; what is saved then is the last good state."""
+
+    def __init__(self, trainer: LoraTrainer) -> None:
+        self.trainer = trainer
+
+    def on_step_end(self, args, state, control, **kwargs) -> None:
+        if self.trainer.trouble is not None and self.trainer.gave_up:
+            control.should_training_stop = control.should_save = True
 
 
 def training_arguments(
