@@ -41,7 +41,14 @@ def test_both_ways_agree_in_float32(monkeypatch):
     torch.testing.assert_close(*results, rtol=1e-5, atol=1e-5)
 
 
-def test_rows_without_a_token_dimension():
+@pytest.mark.parametrize("at_once", [0, 10**9])
+def test_rows_without_a_dimension_for_tokens_and_flattened_ones(at_once, monkeypatch):
+    monkeypatch.setattr(grouped_lora, "AT_ONCE", at_once)
     x, y, stack = case(9, 1)
     expected = add_grouped_lora_reference(y, x, stack)[:, 0]
     torch.testing.assert_close(add_grouped_lora(y[:, 0].clone(), x[:, 0], stack), expected, rtol=1e-12, atol=1e-12)
+    x, y, stack = case(9, 4)
+    expected = add_grouped_lora_reference(y, x, stack).flatten(0, 1)  # as OPT's layers see them
+    torch.testing.assert_close(
+        add_grouped_lora(y.flatten(0, 1), x.flatten(0, 1), stack), expected, rtol=1e-12, atol=1e-12
+    )

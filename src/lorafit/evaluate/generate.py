@@ -73,7 +73,7 @@ def generate(
     )
     answers: list[list[int]] = [[] for _ in prompts]
     by_length = sorted(range(len(prompts)), key=lambda index: len(prompts[index]), reverse=True)
-    with evaluating(model), _seeded(sampling), _contiguous_head(model):
+    with evaluating(model), _seeded(sampling), contiguous_head(model):
         for start in range(0, len(prompts), batch_size):
             batch = by_length[start : start + batch_size]
             input_ids, attention_mask = _left_padded([prompts[index] for index in batch], pad)
@@ -133,7 +133,7 @@ def _seeded(sampling: Sampling) -> Iterator[None]:
 
 
 @contextmanager
-def _contiguous_head(model: PreTrainedModel) -> Iterator[None]:
+def contiguous_head(model: PreTrainedModel) -> Iterator[None]:
     """The head gets the last hidden states of the prompts in memory of their own, not as a view of all of them.
 
     In bfloat16 on the CPU torch 2.13 multiplies such a view by a copy of the weight for every prompt: 64 prompts and

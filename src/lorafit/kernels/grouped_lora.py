@@ -64,8 +64,8 @@ def add_grouped_lora(y: Tensor, x: Tensor, stack: Stack) -> Tensor:
     """Add each row's own update to it, in place.
 
     Args:
-        y: (rows, ..., out), contiguous: the frozen layer's output.
-        x: (rows, ..., in): its input, of the same dtype.
+        y: (rows, ..., out), contiguous: the frozen layer's output; or (rows * tokens, out), the tokens of a row together.
+        x: (rows, ..., in): its input, of the same dtype, laid out alike.
         stack: The updates.
 
     Returns:
@@ -73,13 +73,15 @@ def add_grouped_lora(y: Tensor, x: Tensor, stack: Stack) -> Tensor:
     """
     A, B, groups, own = stack
     tokens = x.numel() // x.shape[-1]
+    x = x.reshape(len(own), -1, x.shape[-1])
+    rows_of_y = y.view(len(own), -1, y.shape[-1])
     if tokens <= (AT_ONCE_FLOAT32_CPU if x.device.type == "cpu" and x.dtype == torch.float32 else AT_ONCE):
-        h = F.linear(x, A).view(len(x), -1, len(A)).mul_(own[:, None])
+        h = F.linear(x, A).mul_(own[:, None])
         y.view(tokens, -1).addmm_(h.view(tokens, -1), B)
         return y
     for rows, columns in groups:
         h = F.linear(x[rows], A[columns])
-        y[rows].view(-1, y.shape[-1]).addmm_(h.view(-1, h.shape[-1]), B[columns])
+        rows_of_y[rows].view(-1, y.shape[-1]).addmm_(h.view(-1, h.shape[-1]), B[columns])
     return y
 
 
