@@ -64,7 +64,7 @@ def add_grouped_lora(y: Tensor, x: Tensor, stack: Stack) -> Tensor:
     """Add each row's own update to it, in place.
 
     Args:
-        y: (rows, ..., out), contiguous: the frozen layer's output; or (rows * tokens, out), the tokens of a row together.
+        y: (rows, ..., out), contiguous: the frozen layer's output; or (rows * tokens, out), row by row.
         x: (rows, ..., in): its input, of the same dtype, laid out alike.
         stack: The updates.
 
