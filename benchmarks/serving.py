@@ -3,15 +3,14 @@
     pip install -e '.[demo,bench]'
     python benchmarks/serving.py
 
-All run in one process and in turns, on the same prompts, adapters (random, every linear layer) and number of new tokens;
-prompts are counted in the time. Throughput is new tokens a second of all requests. lorafit's is that of the engine behind
-`lorafit serve`, without HTTP; PEFT's that of `generate`. In float32 the tokens must be the same ones.
+All run in one process and in turns, on the same prompts, adapters (random, every linear layer) and number of new
+tokens; prompts are counted in the time. Throughput is new tokens a second of all requests. lorafit's is that of the
+engine behind `lorafit serve`, without HTTP; PEFT's that of `generate`. In float32 the tokens must be the same ones.
 """
 
 import argparse
 import functools
 import importlib.metadata
-import json
 import statistics
 import tempfile
 import threading
@@ -126,9 +125,19 @@ def lorafit(engine, prompts, new_tokens: int, names: list[str]) -> tuple[float, 
         if event.finish_reason:
             ends[i].set()
 
-    never = frozenset()
-    jobs = [Job(prompt, name, never, new_tokens, time.monotonic() + 600, functools.partial(emit, i),
-                temperature=0.0, top_logprobs=0) for i, (prompt, name) in enumerate(zip(prompts, names, strict=True))]  # fmt: skip
+    jobs = [
+        Job(
+            prompt,
+            name,
+            stop_token_ids=frozenset(),
+            max_tokens=new_tokens,
+            deadline=time.monotonic() + 3600,
+            emit=functools.partial(emit, i),
+            temperature=0.0,
+            top_logprobs=0,
+        )
+        for i, (prompt, name) in enumerate(zip(prompts, names, strict=True))
+    ]
     start = time.perf_counter()
     engine.submit(jobs)
     for end in ends:
@@ -179,7 +188,8 @@ def table(report: dict) -> str:
     ]
     for dtype, figures in report["dtypes"].items():
         one, eight, peft = (figures["tokens_per_second"][system] for system in SYSTEMS)
-        ratios = ("{1:.2f} ({0:.2f} to {2:.2f})".format(*figures[key]) for key in ("eight_over_one", "faster_than_peft"))
+        both = figures["eight_over_one"], figures["faster_than_peft"]
+        ratios = ("{1:.2f} ({0:.2f} to {2:.2f})".format(*ratio) for ratio in both)
         lines.append(
             f"| {dtype} | {eight:.0f} tokens/s | {one:.0f} | {peft:.0f} | {' | '.join(ratios)} "
             f"| {figures['answers_equal_to_peft']} of {report['requests']} |"

@@ -314,8 +314,15 @@ class Run:
         base = self.record["model"]
         return resolve(base["reference"], revision=base["revision"])
 
-    def _base(self, task: str) -> "tuple[ResolvedModel, PreTrainedTokenizerBase, ModelSettings]":
-        """Base model and tokenizer of a run that has an adapter for `task`."""
+    def check_has_adapter(self, task: str) -> None:
+        """Refuse a run that cannot answer.
+
+        Args:
+            task: "sft" for one that generates text, or "classification".
+
+        Raises:
+            RunError: It is of the other task, or has saved no adapter yet.
+        """
         if (own := self.recipe.task) != task:
             raise RunError(
                 f"{self.directory} is a classification, which writes no text and is not exported yet: measure it with "
@@ -326,6 +333,10 @@ class Run:
         if not self.has_adapter:
             state = self.record["state"]
             raise RunError(f"{self.directory} (state: {state}) has no adapter yet; go on with: {self.resume_command}")
+
+    def _base(self, task: str) -> "tuple[ResolvedModel, PreTrainedTokenizerBase, ModelSettings]":
+        """Base model and tokenizer of a run that has an adapter for `task`."""
+        self.check_has_adapter(task)
         from lorafit.models import load_tokenizer
 
         settings, resolved = self.recipe.model, self.find_base()

@@ -9,7 +9,7 @@ import typer
 
 import lorafit
 from lorafit.allocator import tune_torch
-from lorafit.cli import chat, compare, demo, eval, export, generate, init, plan, report, runs, train, watch
+from lorafit.cli import chat, compare, demo, eval, export, generate, init, plan, report, runs, serve, train, watch
 from lorafit.cli.options import INTERRUPTED
 from lorafit.cli.output import print_json
 from lorafit.errors import LorafitError
@@ -30,7 +30,7 @@ app = typer.Typer(
 )
 for verb in (
     demo.demo, init.init, plan.plan, train.train, watch.watch, eval.eval, report.report, runs.runs, compare.compare,
-    generate.generate, chat.chat, export.export,
+    generate.generate, chat.chat, serve.serve, export.export,
 ):  # fmt: skip
     app.command()(verb)
 

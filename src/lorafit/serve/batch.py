@@ -8,9 +8,10 @@ from torch import Tensor
 from transformers import Cache, PreTrainedModel, PreTrainedTokenizerBase
 
 from lorafit.lora import AdapterRows
-from lorafit.serve.cache import Part, empty_cache, joined
+from lorafit.serve.cache import Part, bytes_held, empty_cache, joined
 from lorafit.serve.job import Job, Row
 from lorafit.serve.sampling import next_tokens, token_logprobs
+from lorafit.train.loss import evaluating
 
 
 class Forward:
@@ -43,6 +44,14 @@ class Forward:
         if "logits_to_keep" in self._takes:
             arguments["logits_to_keep"] = 1
         return self.model(**arguments, use_cache=True).logits[:, -1]
+
+
+def bytes_per_token(model: PreTrainedModel) -> int:
+    """What keys and values of one token take, tried with one."""
+    cache, one = empty_cache(), torch.ones(1, 1, dtype=torch.long)
+    with evaluating(model):
+        Forward(model, AdapterRows(model))(one, one, cache, [None])
+    return bytes_held(cache)
 
 
 class Prefill:

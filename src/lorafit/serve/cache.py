@@ -1,6 +1,6 @@
 """Keys and values of rows that come and go: right-aligned, with room to grow in place."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from torch import Tensor
@@ -82,11 +82,13 @@ def joined(parts: Sequence[Part]) -> Cache:
 
 
 def check_attention_only(model: PreTrainedModel) -> None:
-    """Refuse models whose state is more than keys and values, which could not be padded, joined and cut.
+    """Refuse models that are not causal, or whose state is more than keys and values, to be padded, joined and cut.
 
     Raises:
         ModelError: Names the kind of layer.
     """
+    if model.config.is_encoder_decoder or model.get_output_embeddings() is None:
+        raise ModelError(f"{model.config.model_type} is no causal language model: only these are served")
     kinds = {type(layer) for layer in DynamicCache(config=model.config).layers}
     foreign = sorted(kind.__name__ for kind in kinds - {DynamicLayer, DynamicSlidingWindowLayer})
     if foreign:
@@ -96,13 +98,10 @@ def check_attention_only(model: PreTrainedModel) -> None:
         )
 
 
-def bytes_per_token(cache: Cache) -> int:
-    """What a row's token takes in a cache that holds some."""
-    return sum(part[:1, :, :1].nbytes for layer in _layers(cache) for part in (layer.keys, layer.values))
-
-
-def _layers(cache: Cache) -> Iterator[Any]:
-    return (layer for layer in cache.layers if layer.keys is not None)
+def bytes_held(cache: Cache) -> int:
+    """What the columns of a cache take, without room for more."""
+    layers = [layer for layer in cache.layers if isinstance(layer, GrowingLayer)]
+    return sum(part.nbytes for layer in layers for part in (layer.keys, layer.values) if part is not None)
 
 
 def _with_room(part: Tensor, columns: int) -> Tensor:

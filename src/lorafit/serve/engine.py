@@ -10,13 +10,12 @@ from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lorafit.evaluate.generate import contiguous_head
 from lorafit.lora import AdapterRows
 from lorafit.serve.batch import Batch, Forward, Prefill, regrouped
-from lorafit.serve.cache import bytes_per_token, check_attention_only, empty_cache
+from lorafit.serve.cache import check_attention_only
 from lorafit.serve.job import Job
 from lorafit.train.loss import evaluating
 
@@ -36,6 +35,10 @@ class Busy(Exception):
     def __init__(self, retry_after: int) -> None:
         super().__init__(f"the queue is full; try again in {retry_after} s")
         self.retry_after = retry_after
+
+
+class Gone(Exception):
+    """The adapter was removed meanwhile."""
 
 
 class Stopping(Exception):
@@ -88,6 +91,7 @@ class Engine:
         self._waiting: deque[Job] = deque()
         self._tasks: deque[tuple[Callable[[], Any], Future]] = deque()
         self._retiring: list[tuple[str, Callable[[], None]]] = []
+        self._gone: set[str] = set()
         self._batch, self._prefill = Batch.empty(), None
         self._stopping = self._ended = False
         self._thread = threading.Thread(target=self._run, name="lorafit-engine", daemon=True)
@@ -112,16 +116,24 @@ class Engine:
         """Whether the thread works."""
         return self._thread.is_alive()
 
+    @property
+    def is_stopping(self) -> bool:
+        """Whether it takes no more."""
+        return self._stopping
+
     def submit(self, jobs: Sequence[Job]) -> None:
         """Queue the jobs of one request, all or none.
 
         Raises:
             Busy: They do not fit into the queue at present.
+            Gone: Their adapter was removed.
             Stopping: The engine takes no more.
         """
         with self._lock:
             if self._stopping:
                 raise Stopping
+            if any(job.adapter in self._gone for job in jobs):
+                raise Gone
             if len(self._waiting) + len(jobs) > self.limits.queue:
                 raise Busy(self._retry_after())
             self._waiting.extend(jobs)
@@ -137,14 +149,8 @@ class Engine:
             self._lock.notify()
         return future
 
-    def uses(self, adapter: str) -> bool:
-        """Whether a job waits for an adapter or is being answered by it; to be asked in the engine's thread."""
-        jobs = [row.job for row in self._batch.rows] + (self._prefill.jobs if self._prefill else [])
-        with self._lock:
-            return any(job.adapter == adapter for job in (*jobs, *self._waiting))
-
     def retire(self, adapter: str, remove: Callable[[], None]) -> None:
-        """Call `remove` in the engine's thread as soon as no job uses the adapter; no more may be submitted for it."""
+        """Call `remove` in the engine's thread as soon as no job uses the adapter; later ones are refused."""
         self.call(lambda: self._retiring.append((adapter, remove)))
 
     def drain(self) -> None:
@@ -163,13 +169,6 @@ class Engine:
             self._ended = True
             self._lock.notify()
         self._thread.join(seconds)
-
-    def measure_token(self) -> int:
-        """Bytes that a token takes in the cache; tries the model. To be called before `start`."""
-        with evaluating(self.model):
-            cache = empty_cache()
-            self._forward(torch.tensor([[0]]), torch.tensor([[1]]), cache, [None])
-            return bytes_per_token(cache)
 
     def _run(self) -> None:
         with evaluating(self.model), contiguous_head(self.model):
@@ -200,10 +199,18 @@ class Engine:
                 future.set_exception(error)
 
     def _remove_retired(self) -> None:
-        for adapter, remove in [one for one in self._retiring if not self.uses(one[0])]:
+        for adapter, remove in list(self._retiring):
+            with self._lock:
+                if any(job.adapter == adapter for job in (*self._jobs(), *self._waiting)):
+                    continue
+                self._gone.add(adapter)
             self._retiring.remove((adapter, remove))
             self.adapters.clear()
             remove()
+
+    def _jobs(self) -> list[Job]:
+        """Those being answered."""
+        return [row.job for row in self._batch.rows] + (self._prefill.jobs if self._prefill else [])
 
     def _turn(self) -> None:
         """One chunk of prompts, one step of all rows."""
@@ -231,8 +238,7 @@ class Engine:
     def _give_up_late(self) -> None:
         now = time.monotonic()
         with self._lock:
-            jobs = [row.job for row in self._batch.rows] + (self._prefill.jobs if self._prefill else [])
-            late = [job for job in (*jobs, *self._waiting) if job.deadline <= now]
+            late = [job for job in (*self._jobs(), *self._waiting) if job.deadline <= now]
         for job in late:
             job.fail("timeout", f"no answer was finished within {job.deadline - job.arrived:.0f} s")
         with self._lock:
@@ -262,7 +268,7 @@ class Engine:
         return min(max(math.ceil(rounds * self.seconds_a_job), 1), 60)
 
     def _fail_all(self, kind: str, message: str) -> None:
-        jobs = [row.job for row in self._batch.rows] + (self._prefill.jobs if self._prefill else [])
+        jobs = self._jobs()
         self._batch, self._prefill = Batch.empty(), None
         with self._lock:
             waiting, self._waiting = (list(self._waiting), deque()) if self._ended else ([], self._waiting)
