@@ -68,7 +68,7 @@ def serve(
                     {
                         "url": url,
                         "models": names,
-                        "runs": {name: str(Path(run.directory)) for name, run in named.items()},
+                        "runs": {name: str(run.directory) for name, run in named.items()},
                     }
                 )
 

@@ -179,7 +179,7 @@ class ChatRequest(Sampled):
         if self.max_tokens and self.max_completion_tokens and self.max_tokens != self.max_completion_tokens:
             raise ApiError(
                 400,
-                f"max_tokens={self.max_tokens} and max_completion_tokens={self.max_completion_tokens}: give one of them",
+                f"max_tokens={self.max_tokens}, max_completion_tokens={self.max_completion_tokens}: give one of them",
                 param="max_completion_tokens",
             )
         return self
@@ -259,12 +259,12 @@ def parsed(kind: type[Parsed], body: bytes) -> Parsed:
 
 def _param(place: tuple[int | str, ...]) -> str | None:
     """`messages[0].content`; which of several kinds pydantic tried is left out."""
-    path = ""
-    for part in place:
+    path = str(place[0]) if place else ""
+    for part in place[1:]:
         if isinstance(part, int):
             path += f"[{part}]"
-        elif part in ("str", "int", "bool", "list") or "[" in part:
-            break
+        elif part.isidentifier() and part not in ("str", "int", "bool"):
+            path += f".{part}"
         else:
-            path += f".{part}" if path else part
+            break
     return path or None
