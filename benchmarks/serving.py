@@ -11,6 +11,7 @@ engine behind `lorafit serve`, without HTTP; PEFT's that of `generate`. In float
 import argparse
 import functools
 import importlib.metadata
+import json
 import statistics
 import tempfile
 import threading
@@ -45,11 +46,12 @@ def main(words: list[str] | None = None) -> None:
     from lorafit.allocator import tune_torch
 
     tune_torch()  # before torch is there, as the command line does
-    report = {"machine": versions(), "requests": REQUESTS, "rank": RANK, "new_tokens": arguments.new_tokens}
-    report["asked"] = ASKED
+    report = json.loads(arguments.output.read_text()) if arguments.output.exists() else {"dtypes": {}}
+    report |= {"requests": REQUESTS, "rank": RANK, "asked": ASKED}
     with tempfile.TemporaryDirectory() as folder:
-        report["dtypes"] = {dtype: compare(arguments, dtype, Path(folder)) for dtype in arguments.dtypes}
-    write(report, arguments.output)
+        for dtype in arguments.dtypes:
+            report["dtypes"][dtype] = compare(arguments, dtype, Path(folder))
+            write(report, arguments.output)
     print(table(report))
 
 
@@ -85,6 +87,8 @@ def compare(arguments, dtype: str, folder: Path) -> dict:
     same = sum(a == b for a, b in zip(tokens["eight adapters"], tokens["PEFT adapter_names"], strict=True))
     total = REQUESTS * arguments.new_tokens
     return {
+        "machine": versions(),
+        "new_tokens": arguments.new_tokens,
         "tokens_per_second": {system: total / statistics.median(times) for system, times in seconds.items()},
         "eight_over_one": spread([a / b for a, b in zip(one, eight, strict=True)]),
         "faster_than_peft": spread([a / b for a, b in zip(peft, eight, strict=True)]),

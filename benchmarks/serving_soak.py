@@ -44,7 +44,6 @@ ALLOWED = {  # what each kind of request may be answered with
     "half a request": {"left"},
 }
 WEIGHTS = {"chat": 20, "stream": 20, "text": 10, "n": 5, "leaves": 15, "adapters": 2, "new adapter": 5}
-NAMES = ("tiny", "a1", "a2", "a3")
 ANSWER_SECONDS = 120.0
 
 
@@ -70,30 +69,16 @@ def soak(arguments, folder: Path) -> dict:
     runs = make_runs(folder)
     command = [sys.executable, "-m", "lorafit", "serve", "--json", "--port", "0", "--admin-key", ADMIN_KEY]
     command += ["--max-batch", "16", "--max-queue", "48", "--timeout", "60", *map(str, runs[:3])]
-    log = (folder / "log").open("w")
-    server = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, text=True)
-    try:
-        assert server.stdout is not None
-        line = server.stdout.readline()
-        if not line:
-            raise SystemExit(f"the server did not start:\n{(folder / 'log').read_text()[-3000:]}")
-        clients = Clients(json.loads(line)["url"], runs[3], arguments.clients, arguments.seed)
-        asyncio.run(clients.send(arguments.warm_up))
-        memory = [settled(clients, server)]
-        counted = clients.outcomes = collections.Counter()
-        start, parts = time.perf_counter(), 5
-        for part in range(parts):
-            count = arguments.requests * (part + 1) // parts - arguments.requests * part // parts
-            asyncio.run(clients.send(count))
-            memory.append(settled(clients, server))
-            print(f"{sum(counted.values())} requests, {memory[-1] / 1e6:.1f} MB", flush=True)
-        seconds = time.perf_counter() - start
-        server.send_signal(signal.SIGTERM)
-        code = server.wait(60)
-    finally:
-        server.kill()
-        server.wait()
-        log.close()
+    with (
+        (folder / "log").open("w") as log,
+        subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, text=True) as server,
+    ):
+        try:
+            counted, memory, seconds = drive(arguments, server, runs[3], folder / "log")
+            server.send_signal(signal.SIGTERM)
+            code = server.wait(60)
+        finally:
+            server.kill()
     if code:
         raise SystemExit(f"the server ended with {code}:\n{(folder / 'log').read_text()[-3000:]}")
     failed_steps = (folder / "log").read_text().count('"event": "a step failed"')
@@ -108,17 +93,36 @@ def soak(arguments, folder: Path) -> dict:
         "seconds": seconds,
         "answers": answers,
         "unclear": sum(n for (kind, outcome), n in counted.items() if outcome not in ALLOWED[kind]) + failed_steps,
-        "stuck": counted.total() - sum(n for (_, outcome), n in counted.items() if outcome != "stuck"),
+        "stuck": sum(n for (_, outcome), n in counted.items() if outcome == "stuck"),
         "memory_bytes": memory,
         "memory_growth": memory[-1] / memory[0] - 1,
     }
 
 
-def make_runs(folder: Path) -> list[Path]:
-    """Four runs of one tiny model: one trained for a step, three copies with adapters of their own."""
-    import torch
-    from safetensors.torch import load_file, save_file
+def drive(
+    arguments, server: subprocess.Popen, spare_run: Path, log: Path
+) -> tuple[collections.Counter, list[int], float]:
+    """How each request ended, the server's memory before, between and after, and the seconds of all."""
+    assert server.stdout is not None
+    line = server.stdout.readline()
+    if not line:
+        raise SystemExit(f"the server did not start:\n{log.read_text()[-3000:]}")
+    ready = json.loads(line)
+    clients = Clients(ready["url"], ready["models"], spare_run, arguments.clients, arguments.seed)
+    asyncio.run(clients.send(arguments.warm_up))
+    memory = [settled(clients, server)]
+    counted = clients.outcomes = collections.Counter()
+    start, parts = time.perf_counter(), 5
+    for part in range(parts):
+        count = arguments.requests * (part + 1) // parts - arguments.requests * part // parts
+        asyncio.run(clients.send(count))
+        memory.append(settled(clients, server))
+        print(f"{sum(counted.values())} requests, {memory[-1] / 1e6:.1f} MB", flush=True)
+    return counted, memory, time.perf_counter() - start
 
+
+def make_runs(folder: Path) -> list[Path]:
+    """Four runs of one tiny model; the first is trained for a step."""
     base, rows = tiny_model(folder / "tiny"), folder / "rows.jsonl"
     rows.write_text(
         "".join(json.dumps({"prompt": f"Greet {i}.", "completion": f"Hello {i}!"}) + "\n" for i in range(48))
@@ -129,6 +133,14 @@ def make_runs(folder: Path) -> list[Path]:
     done = subprocess.run([sys.executable, "-m", "lorafit", *words], capture_output=True, text=True)
     if done.returncode:
         raise SystemExit(done.stderr[-3000:])
+    return copied(first, folder)
+
+
+def copied(first: Path, folder: Path) -> list[Path]:
+    """A run, and three copies whose adapters say other things."""
+    import torch
+    from safetensors.torch import load_file, save_file
+
     runs = [first]
     for i in range(2, 5):
         runs.append(shutil.copytree(first, folder / f"a{i}"))
@@ -164,9 +176,9 @@ def tiny_model(directory: Path) -> Path:
 class Clients:
     """Clients that send requests of random kinds, each as soon as its last one has ended."""
 
-    def __init__(self, url: str, spare_run: Path, count: int, seed: int) -> None:
+    def __init__(self, url: str, models: list[str], spare_run: Path, count: int, seed: int) -> None:
         self.host, _, port = url.removeprefix("http://").rstrip("/").partition(":")
-        self.port, self.spare_run, self.count = int(port), spare_run, count
+        self.port, self.models, self.spare_run, self.count = int(port), models, spare_run, count
         self.random = random.Random(seed)
         self.outcomes: collections.Counter = collections.Counter()
 
@@ -189,7 +201,7 @@ class Clients:
 
     async def one(self, kind: str) -> int | str:
         """Send a request of this kind; its status, once its answer is complete."""
-        path, model = "/v1/chat/completions", self.random.choice(NAMES)
+        path, model = "/v1/chat/completions", self.random.choice(self.models)
         body = {"model": model, "max_tokens": self.random.randint(1, 24), "seed": self.random.randrange(1000)}
         text = "x" * self.random.randint(1, 150)
         if kind in ("text", "n"):
@@ -205,7 +217,7 @@ class Clients:
         elif kind == "unknown parameter":
             body[f"min_p_{self.random.randrange(10**6)}"] = 1
         elif kind == "too long":
-            body["messages"][0]["content"] = "x" * 2000
+            body["messages"][0]["content"] = "x" * 5000
         elif kind == "new adapter":
             body["model"] = "a4"
         elif kind == "adapters":

@@ -15,7 +15,7 @@ AdminKey = Annotated[str | None, typer.Option("--admin-key", envvar="LORAFIT_ADM
 
 
 def serve(
-    runs: Annotated[list[str], typer.Argument(metavar="RUN...", help="Runs of one base model; or NAME=RUN.")],
+    runs: Annotated[list[str], typer.Argument(metavar="RUN", help="Runs of one base model; or NAME=RUN.")],
     host: Annotated[str, typer.Option("--host", metavar="ADDRESS", help="The address to listen at.")] = "127.0.0.1",
     port: Annotated[int, typer.Option("--port", metavar="N", min=0, max=65535, help="0 takes a free one.")] = 8000,
     api_key: Key = None,

@@ -19,11 +19,11 @@ class _JsonLines(logging.Formatter):
         return json.dumps(line)
 
 
-def log_to(stream: TextIO = sys.stderr, level: int = logging.INFO) -> None:
-    """Write lorafit's lines about serving, and warnings of uvicorn, to `stream`."""
-    handler = logging.StreamHandler(stream)
+def log_to(stream: TextIO | None = None) -> None:
+    """Write lorafit's lines about serving, and warnings of uvicorn, to `stream`, or to stderr."""
+    handler = logging.StreamHandler(stream or sys.stderr)
     handler.setFormatter(_JsonLines())
-    for name, lowest in (("lorafit.serve", level), ("uvicorn", logging.WARNING)):
+    for name, lowest in (("lorafit.serve", logging.INFO), ("uvicorn", logging.WARNING)):
         logger = logging.getLogger(name)
         logger.handlers, logger.propagate = [handler], False
         logger.setLevel(lowest)
