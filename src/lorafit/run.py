@@ -417,8 +417,15 @@ class Run:
         base = self.record["model"]
         return resolve(base["reference"], revision=base["revision"])
 
-    def _base(self, *tasks: str) -> "tuple[ResolvedModel, PreTrainedTokenizerBase, ModelSettings]":
-        """Base model and tokenizer of a run that has an adapter for one of `tasks`."""
+    def check_has_adapter(self, *tasks: str) -> None:
+        """Refuse a run that cannot answer.
+
+        Args:
+            tasks: of the recipe, such as "sft"; one of them must be the run's.
+
+        Raises:
+            RunError: It is of another task, has saved no adapter yet, or the adapter's files were changed.
+        """
         if (own := self.recipe.task) not in tasks:
             if own == "seq2seq" and tasks == ("sft",):
                 raise RunError(
@@ -436,6 +443,10 @@ class Run:
             state = self.record["state"]
             raise RunError(f"{self.directory} (state: {state}) has no adapter yet; go on with: {self.resume_command}")
         self.check_adapter()
+
+    def _base(self, *tasks: str) -> "tuple[ResolvedModel, PreTrainedTokenizerBase, ModelSettings]":
+        """Base model and tokenizer of a run that has an adapter for one of `tasks`."""
+        self.check_has_adapter(*tasks)
         from lorafit.models import load_tokenizer
 
         settings, resolved = self.recipe.model, self.find_base()

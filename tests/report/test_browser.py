@@ -1,35 +1,16 @@
 """The page in a headless Chromium: drawn, legible, reachable, live."""
 
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 import pytest
 from axe_playwright_python.sync_playwright import Axe
+from browsers import DESKTOP, FIT, PHONE, opened
 from playwright.sync_api import expect
 from runs import class_run, log, measured_elsewhere, start, text_run
 
 from lorafit.report.page import write_report
 from lorafit.report.several import write_comparison
 from lorafit.report.watch import PageServer
-
-PHONE, DESKTOP = (360, 740), (1280, 900)
-FIT = "document.documentElement.scrollWidth <= document.documentElement.clientWidth"
-
-
-@contextmanager
-def opened(browser, address: str, size=DESKTOP, scheme: str = "light") -> Iterator:
-    """A page that has loaded; a console error or a request to elsewhere fails the test."""
-    problems = []
-    context = browser.new_context(viewport={"width": size[0], "height": size[1]}, color_scheme=scheme)
-    page = context.new_page()
-    page.on("console", lambda message: problems.append(message.text) if message.type in ("error", "warning") else None)
-    page.on("pageerror", lambda error: problems.append(str(error)))
-    page.on("request", lambda request: problems.append(request.url) if not request.url.startswith(address) else None)
-    page.goto(address)
-    yield page
-    context.close()
-    assert problems == []
 
 
 @pytest.fixture(scope="module")

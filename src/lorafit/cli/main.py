@@ -23,9 +23,10 @@ from lorafit.cli import (
     plan,
     report,
     runs,
+    serve,
     train,
     watch,
-)  # fmt: skip
+)
 from lorafit.cli.options import INTERRUPTED
 from lorafit.cli.output import print_json
 from lorafit.errors import LorafitError
@@ -48,7 +49,7 @@ app = typer.Typer(
 )
 for verb in (
     demo.demo, init.init, import_config.import_config, check.check, plan.plan, train.train, watch.watch, eval.eval,
-    report.report, runs.runs, compare.compare, generate.generate, chat.chat, export.export,
+    report.report, runs.runs, compare.compare, generate.generate, chat.chat, serve.serve, export.export,
 ):  # fmt: skip
     app.command()(verb)
 app.add_typer(adapters.app)

@@ -80,7 +80,7 @@ def generate(
     )
     answers: list[list[int]] = [[] for _ in prompts]
     by_length = sorted(range(len(prompts)), key=lambda index: len(prompts[index]), reverse=True)
-    with evaluating(model), _seeded(sampling), _contiguous_head(model):
+    with evaluating(model), _seeded(sampling), contiguous_head(model):
         for start in range(0, len(prompts), batch_size):
             batch = by_length[start : start + batch_size]
             input_ids, attention_mask = _padded([prompts[index] for index in batch], pad, left=not encodes)
@@ -141,7 +141,7 @@ def _seeded(sampling: Sampling) -> Iterator[None]:
 
 
 @contextmanager
-def _contiguous_head(model: PreTrainedModel) -> Iterator[None]:
+def contiguous_head(model: PreTrainedModel) -> Iterator[None]:
     """The head gets the last hidden states of the prompts in memory of their own, not as a view of all of them.
 
     In bfloat16 on the CPU torch 2.13 multiplies such a view by a copy of the weight for every prompt: 64 prompts and

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from lorafit.lora.merging import QuantizedMergeWarning, merge, merge_and_unload, unload, unmerge
     from lorafit.lora.norms import UpdateNorm, update_norms
     from lorafit.lora.peft_format import adapter_tensors, load_adapter, restore_adapter, save_adapter
+    from lorafit.lora.rows import AdapterRows, adapter_rows
 
 _HOME = {
     "active_adapters": "adapters",
@@ -49,11 +50,14 @@ _HOME = {
     "load_adapter": "peft_format",
     "restore_adapter": "peft_format",
     "save_adapter": "peft_format",
+    "AdapterRows": "rows",
+    "adapter_rows": "rows",
     "UpdateNorm": "norms",
     "update_norms": "norms",
 }
 
 __all__ = [
+    "AdapterRows",
     "Combination",
     "LoraConfig",
     "PeftModel",
@@ -62,6 +66,7 @@ __all__ = [
     "TiedWeightsWarning",
     "UpdateNorm",
     "active_adapters",
+    "adapter_rows",
     "adapter_tensors",
     "attach",
     "combine_adapters",

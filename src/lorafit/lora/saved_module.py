@@ -1,6 +1,7 @@
 """`modules_to_save`: modules that train whole, in a copy for each adapter; the base module stays as it was."""
 
 import copy
+from typing import Any
 
 import torch
 import torch.nn as nn
@@ -15,25 +16,39 @@ class SavedModule(Graft, nn.Module):
     Attributes:
         modules_to_save: The trained copies by adapter name; float32 masters where the base is half precision.
         lora_active: The adapters in use.
+        lora_rows: Where the rows of a batch belong to different adapters, which rows are whose (`rows.AdapterRows`).
     """
 
     GRAFTED_CHILDREN = ("modules_to_save",)
 
     modules_to_save: nn.ModuleDict
     lora_active: tuple[str, ...]
+    lora_rows: Any
 
     def forward(self, *args, **kwargs):
         """The active copy's forward, in the base's dtype."""
+        if self.lora_rows is not None:
+            return self.forward_by_rows(*args, **kwargs)
         for name in self.lora_active:
             if name in self.modules_to_save:
-                trained, dtype = self.modules_to_save[name], self.base_dtype
-                if dtype in (torch.bfloat16, torch.float16):
-                    parameters = {
-                        key: value.to(dtype) for key, value in trained.named_parameters(remove_duplicate=False)
-                    }
-                    return functional_call(trained, parameters, args, kwargs)
-                return trained(*args, **kwargs)
+                return self.trained_forward(name, *args, **kwargs)
         return super().forward(*args, **kwargs)
+
+    def forward_by_rows(self, x: torch.Tensor, *args, **kwargs) -> torch.Tensor:
+        """The base module's answer, and for the rows of each adapter with a copy that copy's."""
+        result = super().forward(x, *args, **kwargs)
+        for name, rows in self.lora_rows:
+            if name in self.modules_to_save:
+                result[rows] = self.trained_forward(name, x[rows], *args, **kwargs)
+        return result
+
+    def trained_forward(self, name: str, *args, **kwargs):
+        """An adapter's copy, computed in the base's dtype."""
+        trained, dtype = self.modules_to_save[name], self.base_dtype
+        if dtype in (torch.bfloat16, torch.float16):
+            parameters = {key: value.to(dtype) for key, value in trained.named_parameters(remove_duplicate=False)}
+            return functional_call(trained, parameters, args, kwargs)
+        return trained(*args, **kwargs)
 
     @property
     def base_dtype(self) -> torch.dtype | None:
@@ -47,7 +62,7 @@ class SavedModule(Graft, nn.Module):
         del self._modules["modules_to_save"]  # the copy is of the base module alone
         trained = copy.deepcopy(self)
         self.modules_to_save = blank
-        del trained.lora_active
+        del trained.lora_active, trained.lora_rows
         ungraft(trained).requires_grad_(False)
         if self.base_dtype in (torch.bfloat16, torch.float16):
             trained.float()
@@ -63,7 +78,7 @@ class SavedModule(Graft, nn.Module):
 
     def strip(self) -> nn.Module:
         """Take off all copies."""
-        del self.modules_to_save, self.lora_active
+        del self.modules_to_save, self.lora_active, self.lora_rows
         return ungraft(self)
 
 
@@ -72,5 +87,5 @@ def save_whole(module: nn.Module) -> SavedModule:
     if isinstance(module, SavedModule):
         return module
     saved = graft(module, SavedModule)
-    saved.modules_to_save, saved.lora_active = nn.ModuleDict(), ()
+    saved.modules_to_save, saved.lora_active, saved.lora_rows = nn.ModuleDict(), (), None
     return saved

@@ -1,6 +1,7 @@
 """What every adapted layer does, whatever its shape."""
 
 import math
+from typing import Any
 
 import torch
 import torch.nn as nn
@@ -22,6 +23,7 @@ class LoraLayer(Graft, nn.Module):
         lora_dropout: Drop probability by adapter name.
         lora_active: The adapters in use, in order; empty gives the base layer exactly.
         lora_merged: The adapters whose update is in the weight at present, and the weight they replaced.
+        lora_rows: Where the rows of a batch belong to different adapters, which rows are whose (`rows.AdapterRows`).
     """
 
     GRAFTED_CHILDREN = ("lora_A", "lora_B")
@@ -36,6 +38,7 @@ class LoraLayer(Graft, nn.Module):
     lora_dropout: dict[str, float]
     lora_active: tuple[str, ...]
     lora_merged: tuple[tuple[str, ...], nn.Parameter] | None
+    lora_rows: Any
 
     @staticmethod
     def matches(module: nn.Module) -> bool:
@@ -66,11 +69,22 @@ class LoraLayer(Graft, nn.Module):
 
     def forward(self, x: Tensor, *args, **kwargs) -> Tensor:
         """`h = W0 x + scaling * B A dropout(x)`, summed over the active adapters."""
+        if self.lora_rows is not None:
+            return self.forward_by_rows(x, *args, **kwargs)
         result = self.base_forward(x, *args, **kwargs)
         if self.lora_merged is None:
             for name in self.lora_active:
                 dropped = F.dropout(x, self.lora_dropout[name], self.training)
                 result = result + self.update(dropped, self.lora_A[name], self.lora_B[name]) * self.lora_scaling[name]
+        return result
+
+    def forward_by_rows(self, x: Tensor, *args, **kwargs) -> Tensor:
+        """`W0 x`, and for the rows of each adapter its own `scaling * B A x`."""
+        result = self.base_forward(x, *args, **kwargs)
+        for name, rows in self.lora_rows:
+            if name in self.lora_A:
+                update = self.update(x[rows], self.lora_A[name], self.lora_B[name]) * self.lora_scaling[name]
+                result[rows] += update.to(result.dtype)
         return result
 
     def base_forward(self, x: Tensor, *args, **kwargs) -> Tensor:
@@ -104,7 +118,15 @@ class LoraLayer(Graft, nn.Module):
 
     def strip(self) -> nn.Module:
         """Take off all adapters without touching the weight."""
-        for attribute in ("lora_A", "lora_B", "lora_scaling", "lora_dropout", "lora_active", "lora_merged"):
+        for attribute in (
+            "lora_A",
+            "lora_B",
+            "lora_scaling",
+            "lora_dropout",
+            "lora_active",
+            "lora_merged",
+            "lora_rows",
+        ):
             delattr(self, attribute)
         return ungraft(self)
 
@@ -155,5 +177,5 @@ def wrap(module: nn.Module, kind: type[LoraLayer]) -> LoraLayer:
     layer = graft(module, kind)
     layer.lora_A, layer.lora_B = nn.ParameterDict(), nn.ParameterDict()
     layer.lora_scaling, layer.lora_dropout = {}, {}
-    layer.lora_active, layer.lora_merged = (), None
+    layer.lora_active, layer.lora_merged, layer.lora_rows = (), None, None
     return layer

@@ -31,6 +31,8 @@ class Layer(LoraLayer):
 
     def forward(self, x: Tensor, *args, **kwargs) -> Tensor:
         """`h = (W0 + scaling * (B A)^T)[x]`, times the layer's own `embed_scale` where it has one."""
+        if self.lora_rows is not None:
+            return self.forward_by_rows(x, *args, **kwargs)
         result = super(LoraLayer, self).forward(x, *args, **kwargs)
         if self.lora_merged is None:
             for name in self.lora_active:

@@ -8,6 +8,7 @@ import torch.nn as nn
 import torch.nn.functional as F
 from torch import Tensor
 
+from lorafit.kernels.grouped_lora import add_grouped_lora
 from lorafit.kernels.lora_linear import Adapter, FrozenWeight, StoredWeight, autocasts, lora_linear
 from lorafit.lora.base_weight import storage_of
 from lorafit.lora.graft import Graft
@@ -32,6 +33,8 @@ class Layer(LoraLayer):
 
     def forward(self, x: Tensor, *args, **kwargs) -> Tensor:
         """`h = W0 x + scaling * B A dropout(x)`: as one operation where it can be, else term by term."""
+        if self.lora_rows is not None:
+            return self.forward_by_rows(x, *args, **kwargs)
         if not self.is_one_operation(x):
             return super().forward(x, *args, **kwargs)
         weight, bias = self.weight_and_bias()
@@ -42,6 +45,11 @@ class Layer(LoraLayer):
         if not self.is_quantized:
             return super().base_forward(x, *args, **kwargs)
         return stored_linear(self, x)
+
+    def forward_by_rows(self, x: Tensor, *args, **kwargs) -> Tensor:
+        """`W0 x`, and each row's own `scaling * B A x`, grouped by adapter."""
+        result = self.base_forward(x, *args, **kwargs)
+        return add_grouped_lora(result, x, self.lora_rows) if self.lora_rows.groups else result
 
     def active_adapter(self, name: str) -> Adapter:
         """The operands of one adapter's update; dropout is 0 outside of training."""
