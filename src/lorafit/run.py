@@ -282,10 +282,16 @@ class Run:
             merge_and_unload(model)  # in place
         return model.eval(), tokenizer, Template(tokenizer, source)
 
-    def load_classifier(self) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase, tuple[str, ...]]":
+    def load_classifier(
+        self, *, as_trained: bool = True, dtype: "torch.dtype | None" = None
+    ) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase, tuple[str, ...]]":
         """Load the base model of a classification with the run's adapter and head, its tokenizer, the class names.
 
         Without its adapter the model has the head that training started from.
+
+        Args:
+            as_trained: False loads the base weights whole where training held them quantized.
+            dtype: of the weights; None is that of the training.
 
         Raises:
             RunError: The run has saved no adapter yet, or it is no classification.
@@ -296,12 +302,35 @@ class Run:
         from lorafit.lora import load_adapter
         from lorafit.models import load_classifier
 
-        names = json.loads((self.adapter / LABELS_FILE).read_text(encoding="utf-8"))["id2label"]
-        labels = tuple(names[str(i)] for i in range(len(names)))
+        loading = settings.loading if as_trained else {**settings.loading, "quantize": "none"}
         set_seed(self.recipe.train.seed)
-        model, _ = load_classifier(resolved, labels, **settings.loading)
+        model, _ = load_classifier(resolved, self.labels, **(loading if dtype is None else {**loading, "dtype": dtype}))
         load_adapter(model, self.adapter)
-        return model.eval(), tokenizer, labels
+        return model.eval(), tokenizer, self.labels
+
+    @property
+    def is_classifier(self) -> bool:
+        """Whether it tells classes; else it writes text."""
+        return self.recipe.task == "classification"
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """The class names of a classification, by id."""
+        names = json.loads((self.adapter / LABELS_FILE).read_text(encoding="utf-8"))["id2label"]
+        return tuple(names[str(i)] for i in range(len(names)))
+
+    def load_tokenizer(self) -> "tuple[PreTrainedTokenizerBase, Template | None]":
+        """The tokenizer, and the template that was trained; a classification has none.
+
+        Raises:
+            RunError: The run has saved no adapter yet.
+        """
+        _, tokenizer, _ = self._base(self.recipe.task)
+        if self.is_classifier:
+            return tokenizer, None
+        from lorafit.data import Template
+
+        return tokenizer, Template(tokenizer, (self.adapter / "chat_template.jinja").read_text(encoding="utf-8"))
 
     def find_base(self) -> "ResolvedModel":
         """Where the base model lies.
@@ -318,8 +347,8 @@ class Run:
         """Base model and tokenizer of a run that has an adapter for `task`."""
         if (own := self.recipe.task) != task:
             raise RunError(
-                f"{self.directory} is a classification, which writes no text and is not exported yet: measure it with "
-                f"`lorafit eval {shlex.quote(str(self.directory))}`"
+                f"{self.directory} is a classification, which writes no text: measure it with "
+                f"`lorafit eval {shlex.quote(str(self.directory))}`, or export it --to merged or peft"
                 if own == "classification"
                 else f"{self.directory} generates text and is no classification"
             )

@@ -11,7 +11,6 @@ from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerB
 from transformers.pytorch_utils import Conv1D
 
 from lorafit.data import Template
-from lorafit.export.merged.proof import dtype_of
 from lorafit.lora import merge_and_unload
 from lorafit.lora.base_weight import is_quantized
 from lorafit.lora.graft import base_modules
@@ -28,18 +27,24 @@ def base_config(run: Run) -> dict[str, Any]:
     return PreTrainedConfig.get_config_dict(base.path, revision=base.revision, local_files_only=True)[0]
 
 
+def was_quantized(run: Run) -> bool:
+    """Whether the run's base weights were quantized in training."""
+    return run.recipe.model.quantize != "none" or "quantization_config" in base_config(run)
+
+
 def write_original(run: Run, directory: Path) -> PreTrainedModel:
     """Merge into the base model, loaded whole, and write its weights; returns it."""
-    model = run.load_model(as_trained=False)[0]
+    model = run.load_classifier(as_trained=False)[0] if run.is_classifier else run.load_model(as_trained=False)[0]
     return _write(merge_and_unload(model), base_dtype(run, model), directory)
 
 
-def write_dequantized(model: PreTrainedModel, run: Run, directory: Path) -> PreTrainedModel:
-    """Turn `model`, as `multiply_as_read` left it, into a dense one, layer by layer, and write its weights; returns it.
+def write_dequantized(run: Run, directory: Path) -> PreTrainedModel:
+    """Turn a quantized tuned model into a dense one, layer by layer, and write its weights; returns it.
 
     Each weight is the dequantized one with the update, rounded once.
     """
-    dtype = base_dtype(run, model)
+    model = run.load_classifier()[0] if run.is_classifier else run.load_model()[0]
+    dtype = base_dtype(run, multiply_as_read(model))
     for name, layer in list(lora_layers(model)):
         if is_quantized(layer):
             model.set_submodule(name, _dense(layer, layer.merged_weight(layer.lora_active).to(dtype)))
@@ -81,17 +86,18 @@ def multiply_as_read(model: PreTrainedModel) -> PreTrainedModel:
 
 
 def write_beside(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, template: Template, directory: Path
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, template: Template | None, directory: Path
 ) -> None:
-    """Config, tokenizer, chat template, and a generation config that ends answers where training ended them."""
-    generation = model.generation_config
-    assert generation is not None
-    generation.eos_token_id = sorted(template.stop_token_ids)
-    generation.pad_token_id = tokenizer.pad_token_id
-    tokenizer.chat_template = template.source
+    """Config and tokenizer; where there is a template, that and a generation config that ends answers as trained."""
     model.config.architectures = [type(model).__name__]
     model.config.save_pretrained(directory)
-    generation.save_pretrained(directory)
+    if template is not None:
+        tokenizer.chat_template = template.source
+        generation = model.generation_config
+        assert generation is not None
+        generation.eos_token_id = sorted(template.stop_token_ids)
+        generation.pad_token_id = tokenizer.pad_token_id
+        generation.save_pretrained(directory)
     tokenizer.save_pretrained(directory)
 
 
@@ -101,6 +107,11 @@ def _write(model: nn.Module, dtype: torch.dtype, directory: Path, **options: boo
     with quiet_transformers():
         model.to(dtype).save_pretrained(directory, **options)  # pyright: ignore[reportArgumentType]
     return model
+
+
+def dtype_of(model: PreTrainedModel) -> torch.dtype:
+    """The dtype of the model's weights, or of those that are not quantized."""
+    return next(parameter.dtype for parameter in model.parameters() if parameter.is_floating_point())
 
 
 def base_dtype(run: Run, model: PreTrainedModel) -> torch.dtype:
