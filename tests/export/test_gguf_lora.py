@@ -44,6 +44,7 @@ def test_one_alpha_and_the_adapters_own_matrices(make_run, tmp_path: Path):
             assert np.array_equal(found[f"blk.{layer}.attn_v.weight.lora_{letter.lower()}"], saved[key].numpy())
 
 
+@pytest.mark.filterwarnings("ignore::lorafit.lora.TiedWeightsWarning")
 @pytest.mark.parametrize(
     "kind, settings, reason",
     [

@@ -147,7 +147,7 @@ def export(run: Run, target: str, directory: Path, options: Options | None = Non
     exporter.check(run, options)
     with _in_place(directory) as partial:
         written = exporter.write(run, partial, options)
-    notes = [note.replace(str(partial), str(directory)) for note in written.notes]
+    notes = [note.replace(partial.name, directory.name) for note in written.notes]
     if written.publish is not None:
         notes.append(written.publish(directory))
     size = sum(file.stat().st_size for file in directory.rglob("*") if file.is_file())

@@ -59,8 +59,8 @@ def write_model(run: Run, directory: Path, options: Options) -> tuple[Written, T
     tuned = merged.load_dequantized(run, options.verify) if dequantized else load_tuned(run, options.verify)
     assert tuned.template is not None
     file = directory / FILE
-    with tuned_weights(run, dequantized) as weights:
-        model.write(run, weights, file, options.number_format, tuned.tokenizer, tuned.template)
+    weights = tuned_weights(run, dequantized)
+    model.write(run, weights, file, options.number_format, tuned.tokenizer, tuned.template)
     notes = [f"Run it with: llama-cli -m {file}"]
     written = Written(options.number_format, None, was_quantized(run), notes=notes)
     if tuned.reference is None:

@@ -5,18 +5,15 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from lorafit.errors import ConfigError, ModelError
 from lorafit.export import Options, Written, peft
-from lorafit.models import ResolvedModel
-from lorafit.models.gguf_header import read_header
+from lorafit.export._card import CARD, base_name, card, licence_of
+from lorafit.lora.peft_format import CONFIG_FILE
 from lorafit.run import Run
 
 SUMMARY = "the adapter with a model card, uploaded to the hub"
 OPTIONS = frozenset({"repo", "public", "dry_run"})
-CARD = "README.md"
-SETTINGS = ("lora", "train", "data")  # sections of the recipe that the card shows, where they differ from the defaults
 
 
 def check(run: Run, options: Options) -> None:
@@ -31,7 +28,11 @@ def check(run: Run, options: Options) -> None:
 def write(run: Run, directory: Path, options: Options) -> Written:
     """Write adapter and card, and compare the adapter in PEFT with the tuned model; the upload follows."""
     written = peft.write(run, directory, options)
-    licence = licence_of(run.find_base())
+    base = run.find_base()
+    licence = licence_of(base)
+    config = json.loads((directory / CONFIG_FILE).read_text(encoding="utf-8"))
+    config["base_model_name_or_path"] = base_name(base)  # not where it lies on this machine
+    (directory / CONFIG_FILE).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
     (directory / CARD).write_text(card(run, licence, options.repo), encoding="utf-8", newline="\n")
     notes = ["Nothing was uploaded (--dry-run). Read the card before you do."] if options.dry_run else []
     if licence is None:
@@ -59,120 +60,3 @@ def upload(directory: Path, options: Options) -> str:
             f"Log in with `hf auth login` and upload it with: hf upload {options.repo} {directory}"
         ) from error
     return f"Uploaded to {where} ({'public' if options.public else 'private'})."
-
-
-def licence_of(base: ResolvedModel) -> str | None:
-    """The licence that a base model states: in its card or its GGUF file; None where it states none here."""
-    from huggingface_hub import ModelCard, try_to_load_from_cache
-
-    if base.kind == "demo":
-        return "gemma" if "gemma" in base.reference else "apache-2.0"
-    if base.kind == "gguf":
-        return read_header(Path(base.reference).expanduser()).metadata.get("general.license")
-    if base.kind == "hub":
-        found = try_to_load_from_cache(base.path, CARD, revision=base.revision)
-        file = Path(found) if isinstance(found, str) else None
-    else:
-        file = Path(base.path) / CARD
-    if file is None or not file.is_file():
-        return None
-    licence = ModelCard.load(file, ignore_metadata_errors=True).data.to_dict().get("license")
-    return licence if isinstance(licence, str) else None
-
-
-def card(run: Run, licence: str | None, repo: str | None) -> str:
-    """The text of the model card."""
-    from huggingface_hub import ModelCardData
-
-    base, record = run.find_base(), run.record
-    name = repo.rpartition("/")[2] if repo else run.directory.resolve().name
-    data = ModelCardData(
-        base_model=base.path if base.kind == "hub" else None,
-        library_name="peft",
-        license=licence,
-        pipeline_tag="text-classification" if run.is_classifier else "text-generation",
-        tags=["lora", "lorafit", *(["base_model:adapter"] if base.kind == "hub" else [])],
-    )
-    lines = ["---", data.to_yaml(), "---", "", f"# {name}", ""]
-    lines += [f"A LoRA adapter for `{base.reference}`, trained with lorafit {record['versions']['lorafit']}.", ""]
-    lines += _results(run)
-    lines += ["## Data", "", *_data(run, record["data"].get("summary", {})), ""]
-    lines += ["## Settings", "", *_settings(run), ""]
-    lines += ["## Use", "", "```python", *_use(run, base, repo or name), "```", ""]
-    lines += ["## Licence", "", _licence_line(base, licence)]
-    return "\n".join(lines) + "\n"
-
-
-def _results(run: Run) -> list[str]:
-    """Base against tuned, as a table; nothing for a run that was not evaluated."""
-    if not run.results:
-        return []
-    rows = [
-        "## Base against tuned",
-        "",
-        "On rows that were held out of training, with 95 % intervals of the difference.",
-    ]
-    rows += ["", "| metric | base | tuned | difference |", "|---|---|---|---|"]
-    for name, figures in run.results.items():
-        low, high = figures["interval"]
-        base, tuned, difference = (f"{figures[key]:.4g}" for key in ("base", "tuned", "difference"))
-        rows.append(f"| {name} | {base} | {tuned} | {difference} ({low:.4g} to {high:.4g}) |")
-    return [*rows, ""]
-
-
-def _data(run: Run, summary: dict[str, Any]) -> list[str]:
-    """What it was trained on: counts, not the rows."""
-    settings = run.recipe.data
-    lines = [f"- files: {', '.join(Path(name).name for name in settings.train)}"] if settings.train else []
-    names = {
-        "train_rows": "training rows",
-        "held_out_rows": "held-out rows",
-        "formats": "formats",
-        "max_length": "longest row",
-    }
-    for key, words in names.items():
-        value = summary.get(key)
-        if value:
-            shown = (
-                ", ".join(f"{name} ({count})" for name, count in value.items()) if isinstance(value, dict) else value
-            )
-            lines.append(f"- {words}: {shown}")
-    return lines
-
-
-def _settings(run: Run) -> list[str]:
-    from lorafit.recipe import Recipe
-
-    recipe = run.recipe
-    lines = [f"- rank {recipe.lora.r}, alpha {recipe.lora.lora_alpha:g}"]
-    for section in SETTINGS[:2]:
-        mine, usual = getattr(recipe, section).model_dump(), Recipe.model_fields[section].annotation
-        assert usual is not None
-        for key, value in mine.items():
-            if key not in ("r", "lora_alpha") and value != usual.model_fields[key].get_default(
-                call_default_factory=True
-            ):
-                lines.append(f"- {section}.{key}: {json.dumps(value, ensure_ascii=False)}")
-    return lines
-
-
-def _use(run: Run, base: ResolvedModel, adapter: str) -> list[str]:
-    """The lines of Python that load it."""
-    auto = "AutoModelForSequenceClassification" if run.is_classifier else "AutoModelForCausalLM"
-    labels = f", num_labels={len(run.labels)}" if run.is_classifier else ""
-    return [
-        "from peft import PeftModel",
-        f"from transformers import {auto}, AutoTokenizer",
-        "",
-        f'model = {auto}.from_pretrained("{base.reference}"{labels})',
-        f'model = PeftModel.from_pretrained(model, "{adapter}")',
-        f'tokenizer = AutoTokenizer.from_pretrained("{adapter}")',
-    ]
-
-
-def _licence_line(base: ResolvedModel, licence: str | None) -> str:
-    if base.notice:
-        return base.notice
-    if licence is None:
-        return f"The licence of the base model, {base.reference}, applies to it too."
-    return f"The base model, {base.reference}, is under {licence}, which applies to what is made from it too."

@@ -8,16 +8,19 @@ from pathlib import Path
 from typing import Any
 
 import gguf
+import numpy as np
 import torch
 from torch import Tensor
 from transformers import AutoConfig, PreTrainedTokenizerBase
 
 from lorafit.data import Template
+from lorafit.export._card import base_name, licence_of
 from lorafit.export._gguf.architectures import Architecture, architecture_of
 from lorafit.export._gguf.file import NumberFormat, write_model
 from lorafit.export._gguf.names import names_in_gguf
 from lorafit.export._gguf.tokenizer import describe_chat, describe_tokenizer, kind_of
 from lorafit.export._gguf.weights import Weight, Weights
+from lorafit.export._weights import stream
 from lorafit.models import gguf_of
 from lorafit.run import Run
 
@@ -35,13 +38,15 @@ def base_config(run: Run) -> Any:
     return config.get_text_config()
 
 
-def check(run: Run, tokenizer: PreTrainedTokenizerBase) -> Architecture:
+def check(run: Run, tokenizer: PreTrainedTokenizerBase) -> None:
     """Raise ModelError where the run's model cannot be written as GGUF, before any work."""
-    architecture = architecture_of(base_config(run))
-    with gguf_of(run.find_base()) as source:
-        if source is None:
-            kind_of(json.loads(tokenizer.backend_tokenizer.to_str()))  # pyright: ignore[reportAttributeAccessIssue]
-    return architecture
+    config = base_config(run)
+    architecture = architecture_of(config)
+    planned = stream.plan(run, adapter=False)
+    if planned is not None:
+        names_in_gguf(architecture.NAME, config.num_hidden_layers, [tensor.name for tensor in planned.stored])
+    if run.find_base().kind not in ("demo", "gguf"):  # whose own tokenizer is kept
+        kind_of(json.loads(tokenizer.backend_tokenizer.to_str()))  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def write(
@@ -68,6 +73,7 @@ def write(
     names = names_in_gguf(architecture.NAME, config.num_hidden_layers, weights)
     with gguf_of(run.find_base()) as source:
         if source is None:
+            _describe(run, writer)
             architecture.describe(config, writer)
             describe_tokenizer(tokenizer, config.vocab_size, writer)
             extra = architecture.extra_tensors(config)
@@ -77,7 +83,7 @@ def write(
             _copy_metadata(reader, writer)
             order = [tensor.name for tensor in reader.tensors]
             extra = {
-                tensor.name: gguf.dequantize(tensor.data, tensor.tensor_type)
+                tensor.name: np.array(gguf.dequantize(tensor.data, tensor.tensor_type))  # the file is read-only
                 for tensor in reader.tensors
                 if tensor.name not in names.values()
             }
@@ -92,6 +98,16 @@ def write(
         tensors |= {name: Weight(value.shape, partial(torch.from_numpy, value)) for name, value in extra.items()}
         ordered = [*order, *extra, *(tensors.keys() - {*order, *extra})]
         write_model(writer, {name: tensors[name] for name in dict.fromkeys(ordered)}, number_format)
+
+
+def _describe(run: Run, writer: gguf.GGUFWriter) -> None:
+    """What it was made of."""
+    base = run.find_base()
+    writer.add_type(gguf.GGUFType.MODEL)
+    writer.add_base_model_count(1)
+    writer.add_base_model_name(0, base_name(base))
+    if (licence := licence_of(base)) is not None:
+        writer.add_license(licence)
 
 
 def _shape(architecture: Architecture, config: Any, name: str, weight: Weight) -> tuple[int, ...]:

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -36,8 +33,7 @@ Weights = dict[str, Weight]
 """By the name in the model; tied ones once."""
 
 
-@contextmanager
-def tuned_weights(run: Run, dequantized: bool) -> Iterator[Weights]:
+def tuned_weights(run: Run, dequantized: bool) -> Weights:
     """The base weights with the adapter's update, not yet rounded.
 
     Args:
@@ -45,14 +41,11 @@ def tuned_weights(run: Run, dequantized: bool) -> Iterator[Weights]:
         dequantized: the base weights are those that a quantized run was trained on.
     """
     if dequantized:
-        with TemporaryDirectory() as directory:
-            yield _weights_in_memory(whole.write_dequantized(run, Path(directory)))
-        return
+        return _weights_in_memory(whole.dequantized(run, torch.float32))
     planned = stream.plan(run)
     if planned is None:
-        yield _weights_in_memory(merge_and_unload(run.load_model(as_trained=False)[0]))
-    else:
-        yield _weights_on_disk(planned)
+        return _weights_in_memory(merge_and_unload(run.load_model(as_trained=False, dtype=torch.float32)[0]))
+    return _weights_on_disk(planned)
 
 
 def base_weights(run: Run) -> Weights:

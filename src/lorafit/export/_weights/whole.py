@@ -39,19 +39,27 @@ def write_original(run: Run, directory: Path) -> PreTrainedModel:
 
 
 def write_dequantized(run: Run, directory: Path) -> PreTrainedModel:
-    """Turn a quantized tuned model into a dense one, layer by layer, and write its weights; returns it.
+    """Turn a quantized tuned model into a dense one and write its weights, in the base model's dtype; returns it."""
+    stored_so = "quantization_config" in base_config(run)  # its names cannot be turned back into those of dense weights
+    model = dequantized(run, None)
+    return _write(model, dtype_of(model), directory, save_original_format=not stored_so)
 
-    Each weight is the dequantized one with the update, rounded once.
+
+def dequantized(run: Run, dtype: torch.dtype | None) -> PreTrainedModel:
+    """A quantized tuned model made dense and merged, layer by layer.
+
+    Each weight is the dequantized one with the update, rounded once: to `dtype`, or to the base model's own.
     """
     model = run.load_classifier()[0] if run.is_classifier else run.load_model()[0]
-    dtype = base_dtype(run, multiply_as_read(model))
+    dtype = dtype or base_dtype(run, multiply_as_read(model))
     for name, layer in list(lora_layers(model)):
         if is_quantized(layer):
             model.set_submodule(name, _dense(layer, layer.merged_weight(layer.lora_active).to(dtype)))
     quantizer: Any = model.hf_quantizer
     quantizer.remove_quantization_config(model)
-    stored_so = "quantization_config" in base_config(run)  # its names cannot be turned back into those of dense weights
-    return _write(merge_and_unload(model), dtype, directory, save_original_format=not stored_so)
+    merged = merge_and_unload(model)
+    assert isinstance(merged, PreTrainedModel)
+    return merged.to(dtype)  # pyright: ignore[reportArgumentType]
 
 
 def _dense(layer: Any, weight: Tensor) -> nn.Module:
