@@ -7,16 +7,17 @@ import typer
 
 from lorafit.cli.options import JsonFlag, RunArgument, expanded
 from lorafit.cli.output import Output, open_output
+from lorafit.export import targets
 
 if TYPE_CHECKING:
     from lorafit.export import Exported
 
-TARGETS = "peft, merged, gguf, gguf-lora, ollama or hub"
-
 
 def export(
     run: RunArgument,
-    to: Annotated[str, typer.Option("--to", metavar="TARGET", help=f"What to write: {TARGETS}.")] = "merged",
+    to: Annotated[
+        str, typer.Option("--to", metavar="TARGET", help=f"What to write: {', '.join(targets())}.")
+    ] = "merged",
     output_dir: Annotated[
         Path | None,
         typer.Option(

@@ -1,7 +1,6 @@
 """Turning a run into something other software reads: one module a target, found in this folder by its name.
 
 A target module (none that starts with an underscore) has
-- `SUMMARY`: what it writes, in a few words,
 - `OPTIONS`: the fields of `Options` it heeds; any other that is set is refused,
 - `check(run, options)`: raises where the run cannot be written so, before any work,
 - `write(run, directory, options) -> Written`: writes into an empty directory and proves what it wrote.
@@ -104,7 +103,6 @@ class Exported:
 class Exporter(Protocol):
     """A module of this folder (see the package's docstring)."""
 
-    SUMMARY: str
     OPTIONS: frozenset[str]
 
     def check(self, run: Run, options: Options) -> None: ...  # noqa: D102

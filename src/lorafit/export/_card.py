@@ -49,7 +49,7 @@ def card(run: Run, licence: str | None, repo: str | None) -> str:
         library_name="peft",
         license=licence,
         pipeline_tag="text-classification" if run.is_classifier else "text-generation",
-        tags=["lora", "lorafit", *(["base_model:adapter"] if base.kind == "hub" else [])],
+        tags=["lora", "lorafit"],
     )
     lines = ["---", data.to_yaml(), "---", "", f"# {name}", ""]
     lines += [f"A LoRA adapter for `{base_name(base)}`, trained with lorafit {record['versions']['lorafit']}.", ""]

@@ -13,7 +13,6 @@ from lorafit.export._parity.tuned import Tuned, load_tuned
 from lorafit.export._weights.whole import was_quantized
 from lorafit.run import Run
 
-SUMMARY = "one file for llama.cpp, LM Studio, ..."
 OPTIONS = frozenset({"onto", "number_format"})
 FILE = "model.gguf"
 FULL_NAMES = {"f32": "float32", "f16": "float16", "bf16": "bfloat16"}

@@ -13,7 +13,6 @@ from lorafit.export import Options, Written
 from lorafit.export.gguf import check_packages
 from lorafit.run import Run
 
-SUMMARY = "an adapter for llama.cpp's --lora"
 OPTIONS: frozenset[str] = frozenset()
 FILE = "adapter.gguf"
 

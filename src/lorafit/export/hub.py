@@ -12,7 +12,6 @@ from lorafit.export._card import CARD, base_name, card, licence_of
 from lorafit.lora.peft_format import CONFIG_FILE
 from lorafit.run import Run
 
-SUMMARY = "the adapter with a model card, uploaded to the hub"
 OPTIONS = frozenset({"repo", "public", "dry_run"})
 
 

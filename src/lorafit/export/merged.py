@@ -5,22 +5,18 @@ from __future__ import annotations
 import gc
 import json
 from pathlib import Path
-from typing import Any
-
-from torch import Tensor
 
 from lorafit.errors import ConfigError
 from lorafit.export import Options, Written
 from lorafit.export._parity import transformers as judge
 from lorafit.export._parity.compare import compare, differences
-from lorafit.export._parity.questions import ask, log_probabilities
+from lorafit.export._parity.questions import Reference, ask, log_probabilities
 from lorafit.export._parity.tuned import Tuned, computing_dtype, load_tuned, load_whole, name_of
 from lorafit.export._weights import stream, whole
 from lorafit.export._weights.safetensors_file import weight_dtype, weight_files
 from lorafit.lora.peft_format import CONFIG_FILE
 from lorafit.run import Run
 
-SUMMARY = "a directory for transformers"
 OPTIONS = frozenset({"onto"})
 
 
@@ -63,24 +59,21 @@ def write(run: Run, directory: Path, options: Options) -> Written:
     if tuned.reference is None:
         return Written(stored, None, quantized, notes=notes)
     gc.collect()
-    judge.check_tokenizer(directory, tuned.reference.questions, tuned.template)
-    found = log_probabilities(judge.load(directory, run, tuned.dtype), tuned.reference.questions)
     reference = tuned.reference
+    judge.check_tokenizer(directory, reference.questions, tuned.template)
+    model = judge.load(directory, run, tuned.dtype)
+    found = log_probabilities(model, reference.questions)
     parity = compare(judge.runtime(), found, reference.tuned, reference.base, [stored, tuned.number_format])
     apart = None
     if as_trained is not None:
-        questions, expected = as_trained
-        again = log_probabilities(judge.load(directory, run, tuned.dtype), questions)
-        between = differences(again, expected)
+        between = differences(log_probabilities(model, as_trained.questions), as_trained.tuned)
         apart = float(between.max()), float(between.mean())
     return Written(stored, parity, quantized, apart, notes)
 
 
-def _as_trained(run: Run) -> tuple[list[Any], list[Tensor]]:
-    """What a quantized tuned model is asked and says, as it was trained."""
-    model, tokenizer, template = load_whole(run, None, as_trained=True)
-    reference = ask(run, model, tokenizer, template)
-    return reference.questions, reference.tuned
+def _as_trained(run: Run) -> Reference:
+    """What a quantized tuned model says, as it was trained."""
+    return ask(run, *load_whole(run, None, as_trained=True))
 
 
 def load_dequantized(run: Run, verify: bool) -> Tuned:

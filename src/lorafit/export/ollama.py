@@ -14,7 +14,6 @@ from lorafit.export import Options, Written, gguf
 from lorafit.export._go_template import turns_of
 from lorafit.run import Run
 
-SUMMARY = "a GGUF file and a Modelfile for Ollama"
 OPTIONS = gguf.OPTIONS
 MODELFILE = "Modelfile"
 

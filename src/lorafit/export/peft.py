@@ -9,7 +9,6 @@ from pathlib import Path
 from lorafit.export import Options, Written
 from lorafit.run import LABELS_FILE, Run
 
-SUMMARY = "the adapter for PEFT, vLLM, TGI, SGLang"
 OPTIONS = frozenset({"engine"})
 
 

@@ -75,7 +75,7 @@ def write(
         if source is None:
             _describe(run, writer)
             architecture.describe(config, writer)
-            describe_tokenizer(tokenizer, config.vocab_size, writer)
+            describe_tokenizer(tokenizer, template, config.vocab_size, writer)
             extra = architecture.extra_tensors(config)
             order = list(names.values())
         else:

@@ -39,11 +39,14 @@ PROBES = (
 """Texts that must be split alike by both."""
 
 
-def describe_tokenizer(tokenizer: PreTrainedTokenizerBase, vocabulary: int, writer: gguf.GGUFWriter) -> None:
+def describe_tokenizer(
+    tokenizer: PreTrainedTokenizerBase, template: Template, vocabulary: int, writer: gguf.GGUFWriter
+) -> None:
     """Write a tokenizer's metadata.
 
     Args:
         tokenizer: of transformers, with a `tokenizer.json`.
+        template: what conversations were trained with; where it shows no BOS, none is put before a text.
         vocabulary: rows of the model's embedding; those behind the last token are filled.
         writer: where to.
 
@@ -78,7 +81,9 @@ def describe_tokenizer(tokenizer: PreTrainedTokenizerBase, vocabulary: int, writ
     else:
         writer.add_token_merges([" ".join(pair) for pair in merges])
     empty = tokenizer("a")["input_ids"]
-    writer.add_add_bos_token(empty[0] == tokenizer.bos_token_id)
+    bos = tokenizer.bos_token
+    shown = bos is not None and template.render([{"role": "user", "content": "a"}]).startswith(bos)
+    writer.add_add_bos_token(shown and empty[0] == tokenizer.bos_token_id)
     writer.add_add_eos_token(empty[-1] == tokenizer.eos_token_id)
     for name in ("bos", "eos", "unk", "pad"):
         if (index := getattr(tokenizer, f"{name}_token_id")) is not None:
