@@ -30,6 +30,7 @@ def test_onto_the_original_weights(make_run, tmp_path: Path):
     found = AutoModelForCausalLM.from_pretrained(exported.directory, dtype="auto").state_dict()
     assert all(torch.equal(found[name], value) for name, value in expected.items())
     assert (exported.quantized, exported.number_format) == (True, "bfloat16")
+    assert exported.from_quantized is not None
     largest, mean = exported.from_quantized
     assert largest > 2 * exported.parity.largest > 0  # what quantization took
     assert largest > mean > 0
@@ -155,4 +156,4 @@ def test_short_of_memory_the_files_are_compared_in_their_own_dtype(make_run, tmp
     monkeypatch.setattr(tuned, "usable_memory", lambda: 10_000)
     exported = export(run, "merged", tmp_path / "merged")
     assert loaded == [("nf4", "fp32"), ("none", torch.bfloat16)]
-    assert exported.parity.tolerance.largest == 0.75
+    assert exported.parity.tolerance.largest == 1.0

@@ -67,7 +67,7 @@ def export(
         directory = output_dir or free_directory(opened.directory / "export" / to)
         options = Options(
             onto=onto,  # pyright: ignore[reportArgumentType]  # checked by `export`
-            number_format=type,
+            number_format=type,  # pyright: ignore[reportArgumentType]  # this, too
             engine=engine,
             repo=repo,
             public=public,

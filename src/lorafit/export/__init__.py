@@ -28,6 +28,10 @@ Onto = Literal["original", "dequantized"]
 """The base weights: those of the base model's files, or what a quantized run made of them."""
 
 
+NumberFormat = Literal["f32", "f16", "bf16", "q8_0"]
+"""Of the matrices of a GGUF file."""
+
+
 @dataclass(frozen=True)
 class Options:
     """How a run is written.
@@ -44,7 +48,7 @@ class Options:
     """
 
     onto: Onto = "original"
-    number_format: str = "f16"
+    number_format: NumberFormat = "f16"
     engine: str | None = None
     repo: str | None = None
     public: bool = False
@@ -54,7 +58,7 @@ class Options:
 
 FLAGS = {"onto": "--onto", "number_format": "--type", "engine": "--for", "repo": "--repo", "public": "--public",
          "dry_run": "--dry-run"}  # fmt: skip
-CHOICES = {"onto": get_args(Onto), "number_format": ("f32", "f16", "bf16", "q8_0"), "engine": ("vllm", None)}
+CHOICES = {"onto": get_args(Onto), "number_format": get_args(NumberFormat), "engine": ("vllm", None)}
 
 
 @dataclass(frozen=True)

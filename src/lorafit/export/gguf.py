@@ -91,7 +91,7 @@ def _check_tokens(tuned: Tuned, texts: Sequence[str], found: Sequence[list[int]]
 
 def _check_chats(tuned: Tuned, expected: Sequence[str], found: Sequence[str]) -> None:
     """Raise ModelError where llama.cpp renders a conversation otherwise than the template that was trained."""
-    bos = tuned.tokenizer.bos_token or ""  # llama.cpp adds it with the tokens
+    bos: Any = tuned.tokenizer.bos_token or ""  # llama.cpp adds it with the tokens
     for ours, theirs in zip(expected, found, strict=True):
         if theirs.removeprefix(bos) != ours.removeprefix(bos):
             raise ModelError(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from lorafit.errors import ConfigError, ModelError
 from lorafit.export import Options, Written, peft
@@ -50,10 +51,11 @@ def upload(directory: Path, options: Options) -> str:
 
     assert options.repo is not None
     api = HfApi()
+    refusals: Any = (*HfHubHTTPError.__bases__, HFValidationError)  # bases: OSError and what its HTTP library raises
     try:
         where = api.create_repo(options.repo, private=not options.public, exist_ok=True)
         api.upload_folder(folder_path=directory, repo_id=where.repo_id, commit_message="Adapter trained with lorafit")
-    except (*HfHubHTTPError.__bases__, HFValidationError, OSError) as error:  # bases: its HTTP library's own errors
+    except refusals as error:
         raise ModelError(
             f"{directory} is written but was not uploaded to {options.repo}: {' '.join(str(error).split())}. "
             f"Log in with `hf auth login` and upload it with: hf upload {options.repo} {directory}"

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal
 
 import gguf
 import numpy as np
 
+from lorafit.export import NumberFormat
 from lorafit.export._gguf.weights import Weight
-
-NumberFormat = Literal["f32", "f16", "bf16", "q8_0"]
 
 FORMATS: dict[NumberFormat, tuple[gguf.GGMLQuantizationType, gguf.LlamaFileType]] = {
     "f32": (gguf.GGMLQuantizationType.F32, gguf.LlamaFileType.ALL_F32),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,11 +13,12 @@ from torch import Tensor
 from transformers import AutoConfig, PreTrainedTokenizerBase
 
 from lorafit.data import Template
+from lorafit.export import NumberFormat
 from lorafit.export._card import base_name, licence_of
 from lorafit.export._gguf.architectures import Architecture, architecture_of
-from lorafit.export._gguf.file import NumberFormat, write_model
+from lorafit.export._gguf.file import write_model
 from lorafit.export._gguf.names import names_in_gguf
-from lorafit.export._gguf.tokenizer import describe_chat, describe_tokenizer, kind_of
+from lorafit.export._gguf.tokenizer import backend_of, describe_chat, describe_tokenizer, kind_of
 from lorafit.export._gguf.weights import Weight, Weights
 from lorafit.export._weights import stream
 from lorafit.models import gguf_of
@@ -46,7 +46,7 @@ def check(run: Run, tokenizer: PreTrainedTokenizerBase) -> None:
     if planned is not None:
         names_in_gguf(architecture.NAME, config.num_hidden_layers, [tensor.name for tensor in planned.stored])
     if run.find_base().kind not in ("demo", "gguf"):  # whose own tokenizer is kept
-        kind_of(json.loads(tokenizer.backend_tokenizer.to_str()))  # pyright: ignore[reportAttributeAccessIssue]
+        kind_of(backend_of(tokenizer))
 
 
 def write(

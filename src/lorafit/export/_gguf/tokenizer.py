@@ -53,7 +53,7 @@ def describe_tokenizer(
     Raises:
         ModelError: llama.cpp has no such tokenizer; says what of it is unknown.
     """
-    backend = json.loads(tokenizer.backend_tokenizer.to_str())  # pyright: ignore[reportAttributeAccessIssue]
+    backend = backend_of(tokenizer)
     kind, split = kind_of(backend)
     ids = tokenizer.get_vocab()
     if (last := max(ids.values())) >= vocabulary:
@@ -68,8 +68,9 @@ def describe_tokenizer(
         tokens[index], types[index] = token, BYTE if byte else NORMAL
     for index, token in tokenizer.added_tokens_decoder.items():
         tokens[index], types[index] = token.content, CONTROL if token.special else USER_DEFINED
-    if pieces and tokenizer.unk_token_id is not None:
-        types[tokenizer.unk_token_id] = UNKNOWN
+    special: dict[str, Any] = {name: getattr(tokenizer, f"{name}_token_id") for name in ("bos", "eos", "unk", "pad")}
+    if pieces and special["unk"] is not None:
+        types[special["unk"]] = UNKNOWN
     merges = [pair.split(" ", 1) if isinstance(pair, str) else pair for pair in backend["model"]["merges"]]
     writer.add_tokenizer_model(kind)
     writer.add_tokenizer_pre(split)
@@ -81,12 +82,12 @@ def describe_tokenizer(
     else:
         writer.add_token_merges([" ".join(pair) for pair in merges])
     empty = tokenizer("a")["input_ids"]
-    bos = tokenizer.bos_token
+    bos: Any = tokenizer.bos_token
     shown = bos is not None and template.render([{"role": "user", "content": "a"}]).startswith(bos)
     writer.add_add_bos_token(shown and empty[0] == tokenizer.bos_token_id)
-    writer.add_add_eos_token(empty[-1] == tokenizer.eos_token_id)
-    for name in ("bos", "eos", "unk", "pad"):
-        if (index := getattr(tokenizer, f"{name}_token_id")) is not None:
+    writer.add_add_eos_token(empty[-1] == special["eos"])
+    for name, index in special.items():
+        if index is not None:
             getattr(writer, f"add_{name}_token_id")(index)
 
 
@@ -96,6 +97,17 @@ def describe_chat(tokenizer: PreTrainedTokenizerBase, template: Template, writer
     ends = [index for index in template.stop_token_ids if index != tokenizer.eos_token_id]
     if ends:
         writer.add_eot_token_id(ends[0])
+
+
+def backend_of(tokenizer: Any) -> dict[str, Any]:
+    """What `tokenizer.json` holds.
+
+    Raises:
+        ModelError: the tokenizer is one in Python, which has no such file.
+    """
+    if not tokenizer.is_fast:
+        raise ModelError(f"{type(tokenizer).__name__} has no tokenizer.json to write as GGUF: take --to merged")
+    return json.loads(tokenizer.backend_tokenizer.to_str())
 
 
 def kind_of(backend: dict[str, Any]) -> tuple[str, str]:

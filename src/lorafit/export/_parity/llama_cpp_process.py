@@ -1,5 +1,6 @@
 """The process that llama.cpp runs in: reads a request (JSON), writes the answer (JSON); see `llama_cpp.run`."""
 
+import importlib
 import json
 import os
 import sys
@@ -44,8 +45,7 @@ def _listed(answer: dict[str, Any]) -> list[tuple[int, float]]:
 
 def _load(wanted: dict[str, Any]) -> Any:
     """The server over the model: on the CPU, one question at a time, with nothing rounded but the weights."""
-    import xllamacpp
-
+    xllamacpp: Any = importlib.import_module("xllamacpp")  # whose types are not declared
     params = xllamacpp.CommonParams()
     params.model.path = wanted["model"]
     if wanted["adapter"] is not None:
