@@ -63,7 +63,7 @@ KINDS = {
     # tied, scaled embedding
     "gemma3": lambda **more: Gemma3ForCausalLM(Gemma3TextConfig(**SIZES | more, query_pre_attn_scalar=16)),
     "mixtral": lambda **more: MixtralForCausalLM(
-        MixtralConfig(**SIZES | more, num_local_experts=2, num_experts_per_tok=1)
+        MixtralConfig(**SIZES | more, num_local_experts=2, num_experts_per_tok=2)
     ),
 }
 GPT2_SIZES = {"n_embd": 64, "n_layer": 2, "n_head": 4, "n_positions": 512}
