@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 LABELS_FILE = "labels.json"  # beside an adapter: config.json's `id2label`, `label2id` and `problem_type`
 TEMPLATE_FILE = "chat_template.jinja"  # beside the adapter of a model that generates text
 OWN_FILES = ("recipe.yaml", "run.json", "metrics.jsonl")  # of a run that has saved nothing yet
+SINGLE = "single_label_classification"  # of adapters that older versions wrote, which do not say
 STATES = ("running", "interrupted", "finished", "failed")
 REPORTED_VERSIONS = ("lorafit", "torch", "transformers", "accelerate", "datasets", "safetensors")
 
@@ -376,7 +377,7 @@ class Run:
         return model.eval(), tokenizer, template
 
     def load_classifier(
-        self, *, adapter: Path | None = None
+        self, *, adapter: Path | None = None, as_trained: bool = True, dtype: "torch.dtype | None" = None
     ) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase, tuple[str, ...]]":
         """Load the base model of a classifier of texts or tokens with the run's adapter and head.
 
@@ -384,6 +385,8 @@ class Run:
 
         Args:
             adapter: folder of another adapter with a head for the same classes, in place of the run's best.
+            as_trained: False loads the base weights whole where training held them quantized.
+            dtype: of the weights; None is that of the training.
 
         Returns:
             The model in evaluation mode, its tokenizer, the names of the classes by their ids.
@@ -397,14 +400,42 @@ class Run:
         from lorafit.lora import load_adapter
         from lorafit.models import TOKEN_CLASSIFICATION, load_classifier
 
-        saved = json.loads((self.adapter / LABELS_FILE).read_text(encoding="utf-8"))
-        labels = tuple(saved["id2label"][str(i)] for i in range(len(saved["id2label"])))
-        set_seed(self.recipe.train.seed)
         per_token = self.recipe.task == TOKEN_CLASSIFICATION
-        kind = TOKEN_CLASSIFICATION if per_token else saved.get("problem_type", "single_label_classification")
-        model, _ = load_classifier(resolved, labels, kind, **settings.loading)
+        kind = TOKEN_CLASSIFICATION if per_token else self._saved_labels.get("problem_type", SINGLE)
+        loading = settings.loading if as_trained else {**settings.loading, "quantize": "none"}
+        set_seed(self.recipe.train.seed)
+        loading |= {} if dtype is None else {"dtype": dtype}
+        model, _ = load_classifier(resolved, self.labels, kind, **loading)
         load_adapter(model, adapter or self.adapter)
-        return model.eval(), tokenizer, labels
+        return model.eval(), tokenizer, self.labels
+
+    @property
+    def is_classifier(self) -> bool:
+        """Whether it tells classes of texts; else it tags words or writes text."""
+        return self.recipe.task == "classification"
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """The names of a classifier's classes, by id."""
+        names = self._saved_labels["id2label"]
+        return tuple(names[str(i)] for i in range(len(names)))
+
+    @property
+    def _saved_labels(self) -> dict[str, Any]:
+        return json.loads((self.adapter / LABELS_FILE).read_text(encoding="utf-8"))
+
+    def load_tokenizer(self) -> "tuple[PreTrainedTokenizerBase, Template | None]":
+        """The tokenizer, and the template that was trained; a classification has none.
+
+        Raises:
+            RunError: The run has saved no adapter yet.
+        """
+        _, tokenizer, _ = self._base("sft", "classification")
+        if self.is_classifier:
+            return tokenizer, None
+        from lorafit.data import Template
+
+        return tokenizer, Template(tokenizer, (self.adapter / TEMPLATE_FILE).read_text(encoding="utf-8"))
 
     def find_base(self) -> "ResolvedModel":
         """Where the base model lies.
@@ -427,17 +458,17 @@ class Run:
             RunError: It is of another task, has saved no adapter yet, or the adapter's files were changed.
         """
         if (own := self.recipe.task) not in tasks:
-            if own == "seq2seq" and tasks == ("sft",):
-                raise RunError(
-                    f"{self.directory} is a sequence-to-sequence model, which holds no conversation and is not "
-                    f"exported yet: ask it with `lorafit generate {shlex.quote(str(self.directory))} --prompt '...'`, "
-                    "or load its adapter/ with PEFT"
-                )
+            where = shlex.quote(str(self.directory))
             raise RunError(
-                f"{self.directory} is a {own.replace('_', ' ')}, which writes no text and is not exported yet: measure "
-                f"it with `lorafit eval {shlex.quote(str(self.directory))}`"
-                if own in ("classification", "token_classification")
-                else f"{self.directory} generates text and is no {tasks[0]}"
+                {
+                    "classification": f"{self.directory} is a classification, which writes no text: measure it with "
+                    f"`lorafit eval {where}`, or export it --to merged or peft",
+                    "token_classification": f"{self.directory} is a token classification, which writes no text and is "
+                    f"not exported yet: measure it with `lorafit eval {where}`, or load its adapter/ with PEFT",
+                    "seq2seq": f"{self.directory} is a sequence-to-sequence model, which generates text and is no "
+                    f"{tasks[0]}; it holds no conversation and is not exported yet: ask it with `lorafit generate "
+                    f"{where} --prompt '...'`, or load its adapter/ with PEFT",
+                }.get(own, f"{self.directory} generates text and is no {tasks[0]}")
             )
         if not self.has_adapter:
             state = self.record["state"]

@@ -154,7 +154,7 @@ def test_eval_repeats_the_figures_and_takes_other_rows(capsys: pytest.CaptureFix
     assert "a label that was not trained: 'NEW'" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("verb", [["generate", "--prompt", "x"], ["chat"], ["export", "--output-dir", "merged"]])
+@pytest.mark.parametrize("verb", [["generate", "--prompt", "x"], ["chat"]])
 def test_verbs_that_need_text_refuse(capsys: pytest.CaptureFixture[str], run: Path, verb: list[str]):
     assert main([verb[0], str(run), *verb[1:]]) == 2
     errors = capsys.readouterr().err

@@ -12,8 +12,8 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from lorafit.export import export
-from lorafit.export.merged import safetensors_file, stream, whole
-from lorafit.export.merged.safetensors_file import copy_with, read_header, weight_dtype, weight_files
+from lorafit.export._weights import safetensors_file, stream, whole
+from lorafit.export._weights.safetensors_file import copy_with, read_header, weight_dtype, weight_files
 from lorafit.lora import merge_and_unload
 from lorafit.run import Run
 
@@ -79,8 +79,8 @@ def test_equals_the_model_merged_in_memory(make_run, tmp_path: Path, kind: str, 
     if shard == SHARD:
         index = "model.safetensors.index.json"
         assert json.loads((base / index).read_text()) == json.loads((exported.directory / index).read_text())
-    assert exported.dtype == "bfloat16" and exported.max_logit_difference == exported.merge_error < exported.tolerance
-    assert 0 < exported.mean_logit_difference < exported.max_logit_difference
+    assert exported.number_format == "bfloat16" and exported.from_quantized is None
+    assert 0 < exported.parity.mean < exported.parity.largest < exported.parity.tolerance.largest
 
 
 def without_prefix(base: Path) -> None:
@@ -127,7 +127,7 @@ def test_tied_embeddings_that_are_both_stored(make_run, tmp_path: Path):
 def test_experts_stored_one_by_one_are_merged_in_memory(make_run, tmp_path: Path, merged_whole: list[Run]):
     run = make_run("mixtral", target_modules=["q_proj"], modules_to_save=["experts"])
     exported = export(run, "merged", tmp_path / "merged")
-    assert merged_whole == [run] and exported.merge_error < exported.tolerance
+    assert merged_whole == [run] and exported.parity is not None
     assert_merged(run, exported.directory)
 
 
@@ -142,7 +142,7 @@ def test_a_hub_model_is_read_from_its_cache(make_run, tmp_path: Path, monkeypatc
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     run.update(model={"reference": "someone/small", "revision": None})
     exported = export(run, "merged", tmp_path / "merged")
-    assert exported.merge_error < exported.tolerance
+    assert exported.parity is not None
 
 
 def test_one_tensor_at_a_time_is_in_memory(make_run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

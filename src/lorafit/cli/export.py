@@ -1,23 +1,39 @@
 """`lorafit export`: a run as files that other software reads."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from lorafit.cli.options import JsonFlag, RunArgument, expanded
-from lorafit.cli.output import open_output
+from lorafit.cli.output import Output, open_output
+from lorafit.export import targets
+
+if TYPE_CHECKING:
+    from lorafit.export import Exported
 
 
 def export(
     run: RunArgument,
+    to: Annotated[
+        str, typer.Option("--to", metavar="TARGET", help=f"What to write: {', '.join(targets())}.")
+    ] = "merged",
     output_dir: Annotated[
-        Path,
+        Path | None,
         typer.Option(
-            "--output-dir", metavar="DIR", help="A new directory for the files.", show_default=False, callback=expanded
+            "--output-dir",
+            metavar="DIR",
+            help="A new directory for the files; a free one in RUN/export if not given.",
+            callback=expanded,
         ),
-    ],
-    to: Annotated[str, typer.Option("--to", metavar="TARGET", help="What to write: merged.")] = "merged",
+    ] = None,
+    type: Annotated[
+        str, typer.Option("--type", metavar="FORMAT", help="Numbers of gguf and ollama: f32, f16, bf16 or q8_0.")
+    ] = "f16",
+    engine: Annotated[
+        str | None,
+        typer.Option("--for", metavar="ENGINE", help="With peft: vllm checks what it serves and prints the command."),
+    ] = None,
     onto: Annotated[
         str,
         typer.Option(
@@ -26,26 +42,64 @@ def export(
             help="The base weights: original, or dequantized to serve on the same 4- or 8-bit base it was trained on.",
         ),
     ] = "original",
+    repo: Annotated[
+        str | None, typer.Option("--repo", metavar="USER/NAME", help="With hub: where to upload, private.")
+    ] = None,
+    public: Annotated[bool, typer.Option("--public", help="With hub: let everybody see it.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="With hub: write the folder, upload nothing.")] = False,
+    no_verify: Annotated[
+        bool, typer.Option("--no-verify", help="Do not load it in its target and compare it with the tuned model.")
+    ] = False,
     json: JsonFlag = False,
 ) -> None:
-    """Write the tuned model for other software; merged: a directory that transformers loads as it is."""
+    """Write the tuned model for other software, load it there, and compare it with the tuned model.
+
+    A difference that rounding does not explain is an error, and nothing is kept.
+    """
     from dataclasses import asdict
 
+    from lorafit.export import Options
     from lorafit.export import export as write
-    from lorafit.run import Run
+    from lorafit.run import Run, free_directory
 
     with open_output(json) as out:
-        exported = write(Run.open(run), to, output_dir, onto=onto)
+        opened = Run.open(run)
+        directory = output_dir or free_directory(opened.directory / "export" / to)
+        options = Options(
+            onto=onto,  # pyright: ignore[reportArgumentType]  # checked by `export`
+            number_format=type,  # pyright: ignore[reportArgumentType]  # this, too
+            engine=engine,
+            repo=repo,
+            public=public,
+            dry_run=dry_run,
+            verify=not no_verify,
+        )
+        exported = write(opened, to, directory, options)
+        _show(out, exported)
+        out.result({**asdict(exported), "directory": str(exported.directory)})
+
+
+def _show(out: Output, exported: "Exported") -> None:
+    size = f"{exported.size / 1e6:,.0f}" if exported.size >= 1e6 else f"{exported.size / 1e6:.2g}"
+    out.console.print(f"Wrote {exported.directory} ({size} MB, {exported.number_format}).", markup=False)
+    parity = exported.parity
+    if parity is None:
+        out.console.print("It was not compared with the tuned model (--no-verify).", markup=False)
+    else:
         out.console.print(
-            f"Wrote {exported.directory} ({exported.size / 1e6:,.0f} MB, {exported.dtype}). Loaded again, its logits "
-            f"differ from the tuned model's by at most {exported.max_logit_difference:.2g}, "
-            f"{exported.mean_logit_difference:.2g} on average, over {exported.prompts} prompts.",
+            f"Loaded in {parity.runtime}, over {parity.prompts} held-out prompts ({parity.positions} positions), its "
+            f"log-probabilities differ from the tuned model's by at most {parity.largest:.2g} nats, {parity.mean:.2g} "
+            f"on average ({parity.tolerance.largest:g} and {parity.tolerance.mean:g} pass); "
+            f"{parity.equal_greedy:.1%} of the likeliest are the same. The base model differs by {parity.training:.2g} "
+            "on average.",
             markup=False,
         )
-        if exported.quantized:
+        if exported.from_quantized is not None:
+            largest, mean = exported.from_quantized
             out.console.print(
-                f"The tuned model was quantized. From the adapter kept apart on the {exported.onto} weights they "
-                f"differ by at most {exported.merge_error:.2g}; {exported.tolerance:.2g} would pass.",
+                f"The tuned model was quantized, and what was written is not. From the model as it was trained it "
+                f"differs by at most {largest:.2g} nats, {mean:.2g} on average.",
                 markup=False,
             )
-        out.result({**asdict(exported), "directory": str(exported.directory)})
+    for note in exported.notes:
+        out.console.print(note, markup=False, soft_wrap=True)

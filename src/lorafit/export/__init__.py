@@ -1,84 +1,192 @@
-"""Turning a run into something other software reads: one module a target, found in this folder by its name."""
+"""Turning a run into something other software reads: one module a target, found in this folder by its name.
 
+A target module (none that starts with an underscore) has
+- `OPTIONS`: the fields of `Options` it heeds; any other that is set is refused,
+- `check(run, options)`: raises where the run cannot be written so, before any work,
+- `write(run, directory, options) -> Written`: writes into an empty directory and proves what it wrote.
+"""
+
+from __future__ import annotations
+
+import contextlib
 import importlib
+import os
 import pkgutil
-from dataclasses import dataclass
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, Protocol, cast, get_args
+from typing import TYPE_CHECKING, Any, Literal, Protocol, cast, get_args
 
-from lorafit.errors import ConfigError
+from lorafit.errors import ConfigError, RunError
 
 if TYPE_CHECKING:
+    from lorafit.export._parity.compare import Parity
     from lorafit.run import Run
 
 Onto = Literal["original", "dequantized"]
 """The base weights: those of the base model's files, or what a quantized run made of them."""
 
 
+NumberFormat = Literal["f32", "f16", "bf16", "q8_0"]
+"""Of the matrices of a GGUF file."""
+
+
+@dataclass(frozen=True)
+class Options:
+    """How a run is written.
+
+    Attributes:
+        onto: the base weights that the adapter is merged into: "original", from the base model's files, or
+            "dequantized", those that a run on a quantized base was trained on, to be quantized the same way again.
+        number_format: of a GGUF file's matrices: "f32", "f16", "bf16" or "q8_0".
+        engine: the software it is for: "vllm", or None.
+        repo: the hub's id of where to upload, "user/name".
+        public: whether that is to be seen by all.
+        dry_run: write the folder and upload nothing.
+        verify: load what was written in its target and compare it with the tuned model.
+    """
+
+    onto: Onto = "original"
+    number_format: NumberFormat = "f16"
+    engine: str | None = None
+    repo: str | None = None
+    public: bool = False
+    dry_run: bool = False
+    verify: bool = True
+
+
+FLAGS = {"onto": "--onto", "number_format": "--type", "engine": "--for", "repo": "--repo", "public": "--public",
+         "dry_run": "--dry-run"}  # fmt: skip
+CHOICES = {"onto": get_args(Onto), "number_format": get_args(NumberFormat), "engine": ("vllm", None)}
+
+
+@dataclass(frozen=True)
+class Written:
+    """What a target tells of its work.
+
+    Attributes:
+        number_format: of the weights, e.g. "bfloat16" or "q8_0".
+        parity: the proof; None where it was not asked for.
+        quantized: whether the tuned model's base weights were.
+        from_quantized: the largest and the mean difference of log-probabilities (nats) from a tuned model that is
+            quantized, as it was trained; the proof is by its base weights as they were written.
+        notes: lines for the user: how to use it.
+        publish: what is left to do once the files lie in place, such as an upload; gives a line for the user.
+    """
+
+    number_format: str
+    parity: Parity | None
+    quantized: bool = False
+    from_quantized: tuple[float, float] | None = None
+    notes: list[str] = field(default_factory=list)
+    publish: Callable[[Path], str] | None = None
+
+
 @dataclass(frozen=True)
 class Exported:
-    """What was written, and how far it is from the tuned model.
+    """What was written.
 
     Attributes:
         directory: where it lies.
         target: its kind.
-        onto: the base weights in it.
-        quantized: whether the tuned model's base weights were.
-        dtype: of the weights, e.g. "bfloat16".
+        number_format: of the weights; see `Written`, as for the rest.
         size: of all files, in bytes.
-        prompts: how many prompts were compared.
-        max_logit_difference: the largest difference of any logit from the tuned model's, as it was trained.
-        mean_logit_difference: the mean of those differences.
-        merge_error: the largest difference from the adapter kept apart on the very base weights it was merged into:
-            the tuned model itself, unless that is quantized.
-        tolerance: the largest merge error that passes.
     """
 
     directory: Path
     target: str
-    onto: Onto
-    quantized: bool
-    dtype: str
+    number_format: str
     size: int
-    prompts: int
-    max_logit_difference: float
-    mean_logit_difference: float
-    merge_error: float
-    tolerance: float
+    parity: Parity | None
+    quantized: bool
+    from_quantized: tuple[float, float] | None
+    notes: list[str]
 
 
 class Exporter(Protocol):
-    """A module of this folder."""
+    """A module of this folder (see the package's docstring)."""
 
-    def export(self, run: "Run", directory: Path, onto: Onto) -> Exported:
-        """Write `run` as this target into `directory`, and prove that it is right."""
-        ...
+    OPTIONS: frozenset[str]
+
+    def check(self, run: Run, options: Options) -> None: ...  # noqa: D102
+
+    def write(self, run: Run, directory: Path, options: Options) -> Written: ...  # noqa: D102
 
 
 def targets() -> list[str]:
-    """The names `--to` takes: the modules of this folder."""
-    return sorted(module.name for module in pkgutil.iter_modules(__path__))
+    """The names `--to` takes: the modules of this folder, with hyphens."""
+    names = (module.name for module in pkgutil.iter_modules(__path__) if not module.name.startswith("_"))
+    return sorted(name.replace("_", "-") for name in names)
 
 
-def export(run: "Run", target: str, directory: Path, *, onto: str = "original") -> Exported:
-    """Write `run` as `target` into `directory`.
+def export(run: Run, target: str, directory: Path, options: Options | None = None) -> Exported:
+    """Write `run` as `target` into `directory`, load it there again, and compare it with the tuned model.
 
     Args:
         run: with an adapter.
         target: one of `targets()`.
         directory: a new one, or an empty one.
-        onto: the base weights that the adapter is merged into: "original", from the base model's files, or
-            "dequantized", those that a run on a quantized base was trained on, to be quantized the same way again.
+        options: how.
 
     Raises:
-        ConfigError: the target or the base weights are unknown or do not fit the run, or the directory is not empty.
-        ModelError: what was written does not compute what the tuned model computes; nothing is left behind.
+        ConfigError: the target or an option is unknown or does not fit the run, or the directory is not empty.
+        RunError: the run has no adapter yet.
+        MissingExtraError: a package is needed to write or to prove it.
+        ModelError: the architecture has no such export, or what was written does not compute what the tuned model
+            computes; nothing is left behind.
     """
+    options = options or Options()
     if target not in targets():
         raise ConfigError(f"{target!r} is not a target of export: choose from {', '.join(targets())}")
-    if onto not in get_args(Onto):
-        raise ConfigError(f"{onto!r} are no base weights of export: choose from {', '.join(get_args(Onto))}")
+    exporter = cast(Exporter, importlib.import_module(f"{__name__}.{target.replace('-', '_')}"))
+    _check_options(exporter, target, options)
     if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
         raise ConfigError(f"{directory} is not empty and is not overwritten: give a new directory")
-    exporter = cast(Exporter, importlib.import_module(f"{__name__}.{target}"))
-    return exporter.export(run, directory, cast(Onto, onto))
+    if not run.has_adapter:
+        state = run.record["state"]
+        raise RunError(f"{run.directory} (state: {state}) has no adapter yet; go on with: {run.resume_command}")
+    exporter.check(run, options)
+    with _in_place(directory) as partial:
+        written = exporter.write(run, partial, options)
+    notes = [note.replace(partial.name, directory.name) for note in written.notes]
+    if written.publish is not None:
+        notes.append(written.publish(directory))
+    size = sum(file.stat().st_size for file in directory.rglob("*") if file.is_file())
+    return Exported(
+        directory=directory,
+        target=target,
+        number_format=written.number_format,
+        size=size,
+        parity=written.parity,
+        quantized=written.quantized,
+        from_quantized=written.from_quantized,
+        notes=notes,
+    )
+
+
+def _check_options(exporter: Exporter, target: str, options: Options) -> None:
+    problems = []
+    for name, flag in FLAGS.items():
+        value: Any = getattr(options, name)
+        if name in CHOICES and value not in CHOICES[name]:
+            known = ", ".join(str(choice) for choice in CHOICES[name] if choice is not None)
+            problems.append(f"{flag} {value} is unknown: choose from {known}")
+        elif value != getattr(Options, name) and name not in exporter.OPTIONS:
+            problems.append(f"{flag} says nothing for --to {target}: leave it out")
+    if problems:
+        raise ConfigError("; ".join(problems))
+
+
+@contextlib.contextmanager
+def _in_place(directory: Path) -> Iterator[Path]:
+    """A folder beside `directory` to write into, renamed to it at the end of the block or removed at an error."""
+    partial = directory.with_name(f".{directory.name}.partial-{os.getpid()}")
+    partial.mkdir(parents=True)
+    try:
+        yield partial
+        if directory.exists():
+            directory.rmdir()  # empty, as `export` has made sure
+        partial.rename(directory)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)

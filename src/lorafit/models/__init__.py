@@ -18,7 +18,7 @@ from lorafit.models.load import (
 )
 from lorafit.models.original import original_weights
 from lorafit.models.quantize import is_quantized_already, stored_as
-from lorafit.models.resolve import ResolvedModel, resolve
+from lorafit.models.resolve import ResolvedModel, gguf_of, resolve
 from lorafit.models.seq2seq import settle_decoder_start
 
 __all__ = [
@@ -28,6 +28,7 @@ __all__ = [
     "architecture",
     "context_length",
     "dtype_on",
+    "gguf_of",
     "is_quantized_already",
     "load_classifier",
     "load_model",

@@ -6,7 +6,8 @@ The packages' code is not run: their files are found, and checked against the SH
 import importlib.util
 import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -80,6 +81,28 @@ def find_demo(reference: str, on_message: Callable[[str], None]) -> tuple[Path, 
         )
     if not demo.gguf:
         return parts[0].parent, demo.notice
+    with _joined(reference, parts) as file:
+        return convert(file, demo.digest, on_message), demo.notice
+
+
+@contextmanager
+def demo_gguf(reference: str) -> Iterator[Path | None]:
+    """The GGUF file of a demo model, for the length of the block; None for one that comes otherwise.
+
+    Raises:
+        MissingExtraError: its package is not installed.
+    """
+    demo = DEMO_MODELS[reference]
+    if not demo.gguf:
+        yield None
+        return
+    with _joined(reference, [_package_file(reference, demo, module, path) for module, path in demo.files]) as file:
+        yield file
+
+
+@contextmanager
+def _joined(reference: str, parts: Sequence[Path]) -> Iterator[Path]:
+    """The parts of a file as one, for the length of the block."""
     scratch = cache_directory()
     scratch.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".join-", dir=scratch) as directory:
@@ -88,7 +111,7 @@ def find_demo(reference: str, on_message: Callable[[str], None]) -> tuple[Path, 
             for part in parts:
                 with part.open("rb") as stream:
                     shutil.copyfileobj(stream, whole)
-        return convert(file, demo.digest, on_message), demo.notice
+        yield file
 
 
 def _package_file(reference: str, demo: DemoModel, module: str, path: str) -> Path:

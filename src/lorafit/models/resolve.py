@@ -1,17 +1,18 @@
 """From what the user writes after `--model` to files that transformers loads."""
 
+import contextlib
 import difflib
 import logging
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 from lorafit.errors import ModelError
 from lorafit.models.cache import sha256
-from lorafit.models.demo import DEMO_MODELS, find_demo
+from lorafit.models.demo import DEMO_MODELS, demo_gguf, find_demo
 from lorafit.models.gguf_convert import convert
 from lorafit.models.gguf_header import MAGIC, read_header
 from lorafit.untrusted import Refused, read_json, short
@@ -59,6 +60,21 @@ def resolve(
     if revision is not None:
         raise ModelError(f"revision {revision!r} is for models of the hub, and {reference} is not one: leave it out")
     return found
+
+
+@contextlib.contextmanager
+def gguf_of(resolved: ResolvedModel) -> Iterator[Path | None]:
+    """The GGUF file that a base model came from, for the length of the block; None for one that came otherwise.
+
+    Raises:
+        ModelError: it is there no more.
+        MissingExtraError: the demo model's package is not installed any more.
+    """
+    if resolved.kind == "demo":
+        with demo_gguf(resolved.reference) as file:
+            yield file
+        return
+    yield Path(resolved.reference).expanduser() if resolved.kind == "gguf" else None
 
 
 def _local(reference: str, on_message: Callable[[str], None]) -> ResolvedModel | None:

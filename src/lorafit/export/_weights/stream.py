@@ -18,7 +18,7 @@ from transformers import PreTrainedModel
 from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
 
-from lorafit.export.merged.safetensors_file import (
+from lorafit.export._weights.safetensors_file import (
     DTYPES,
     INDEX_FILE,
     SINGLE_FILE,
@@ -47,13 +47,63 @@ class Stored:
         file: the file it is in.
         key: its name there.
         name: its name in the model.
+        shape: its shape.
         tied: other names in the model that stand for it and are in no file.
     """
 
     file: Path
     key: str
     name: str
+    shape: tuple[int, ...]
     tied: list[str] = field(default_factory=list)
+
+
+@dataclass
+class Planned:
+    """What becomes of a base model's files.
+
+    Attributes:
+        directory: their folder.
+        files: the files.
+        model: the model without weights.
+        stored: the tensors of the files that are one tensor of the model each.
+        changes: what the adapter does, by the name of the tensor in the model.
+    """
+
+    directory: Path
+    files: list[Path]
+    model: PreTrainedModel
+    stored: list[Stored]
+    changes: dict[str, Change]
+
+
+def plan(run: Run, adapter: bool = True) -> Planned | None:
+    """Match the run's base model's files with its model, and its adapter with both.
+
+    Args:
+        run: with an adapter.
+        adapter: False plans the base model as it is.
+
+    Returns:
+        None where an adapted tensor is made of several stored ones, is stored in a format of its own, or is in no file.
+    """
+    if run.is_classifier:  # its head is in no file of the base model
+        return None
+    resolved = run.find_base()
+    base = base_directory(resolved)
+    files = weight_files(base)
+    if not files:
+        return None
+    code = run.recipe.model.trust_remote_code
+    model = load_model(resolved, device=torch.device("meta"), dtype=weight_dtype(files), trust_remote_code=code)
+    stored = _match(model, {file: read_header(file) for file in files})
+    changes: dict[str, Change] = {}
+    if adapter:
+        load_adapter(model, run.adapter)
+        changes = dict(_changes(model, load_file(run.adapter / WEIGHTS_FILE)))
+    if changes.keys() - {name for tensor in stored for name in (tensor.name, *tensor.tied)}:
+        return None
+    return Planned(base, files, model, stored, changes)
 
 
 def write(run: Run, directory: Path) -> PreTrainedModel | None:
@@ -66,25 +116,15 @@ def write(run: Run, directory: Path) -> PreTrainedModel | None:
     Raises:
         AdapterError: A layer cannot be merged.
     """
-    resolved = run.find_base()
-    base = _directory(resolved)
-    files = weight_files(base)
-    if not files:
+    planned = plan(run)
+    if planned is None:
         return None
-    settings = run.recipe.model
-    model = load_model(
-        resolved, device=torch.device("meta"), dtype=weight_dtype(files), trust_remote_code=settings.trust_remote_code
-    )
-    stored = _match(model, {file: read_header(file) for file in files})
-    load_adapter(model, run.adapter)
-    changes = dict(_changes(model, load_file(run.adapter / WEIGHTS_FILE)))
-    reached = {name for tensor in stored for name in (tensor.name, *tensor.tied)}
-    if changes.keys() - reached:
-        return None
+    base, files, model = planned.directory, planned.files, planned.model
+    stored, changes = planned.stored, planned.changes
     added = {file: _write_file(file, directory / file.name, stored, changes) for file in files}
     if files[0].name != SINGLE_FILE:
         _write_index(base / INDEX_FILE, directory / INDEX_FILE, added)
-    if settings.trust_remote_code:
+    if run.recipe.model.trust_remote_code:
         for code in base.glob("*.py"):
             shutil.copy(code, directory)
     own = {tensor.name for tensor in stored}
@@ -94,7 +134,7 @@ def write(run: Run, directory: Path) -> PreTrainedModel | None:
     return model
 
 
-def _directory(resolved: ResolvedModel) -> Path:
+def base_directory(resolved: ResolvedModel) -> Path:
     """The folder of the base model's files; a hub model's are in its cache, as the model has been loaded before."""
     if resolved.kind != "hub":
         return Path(resolved.path)
@@ -119,7 +159,7 @@ def _match(model: PreTrainedModel, headers: dict[Path, Header]) -> list[Stored]:
                 continue
             if names[name].is_floating_point() and entry["dtype"] not in DTYPES:
                 continue
-            found.setdefault(name, []).append(Stored(file, key, name))
+            found.setdefault(name, []).append(Stored(file, key, name, tuple(entry["shape"])))
     matched = {name: tensors[0] for name, tensors in found.items() if len(tensors) == 1}
     home = {id(names[name]): tensor for name, tensor in matched.items()}
     for name, parameter in names.items():

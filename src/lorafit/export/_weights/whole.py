@@ -11,7 +11,6 @@ from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerB
 from transformers.pytorch_utils import Conv1D
 
 from lorafit.data import Template
-from lorafit.export.merged.proof import dtype_of
 from lorafit.lora import merge_and_unload
 from lorafit.lora.base_weight import is_quantized
 from lorafit.lora.graft import base_modules
@@ -28,25 +27,39 @@ def base_config(run: Run) -> dict[str, Any]:
     return PreTrainedConfig.get_config_dict(base.path, revision=base.revision, local_files_only=True)[0]
 
 
+def was_quantized(run: Run) -> bool:
+    """Whether the run's base weights were quantized in training."""
+    return run.recipe.model.quantize != "none" or "quantization_config" in base_config(run)
+
+
 def write_original(run: Run, directory: Path) -> PreTrainedModel:
     """Merge into the base model, loaded whole, and write its weights; returns it."""
-    model = run.load_model(as_trained=False)[0]
+    model = run.load_classifier(as_trained=False)[0] if run.is_classifier else run.load_model(as_trained=False)[0]
     return _write(merge_and_unload(model), base_dtype(run, model), directory)
 
 
-def write_dequantized(model: PreTrainedModel, run: Run, directory: Path) -> PreTrainedModel:
-    """Turn `model`, as `multiply_as_read` left it, into a dense one, layer by layer, and write its weights; returns it.
+def write_dequantized(run: Run, directory: Path) -> PreTrainedModel:
+    """Turn a quantized tuned model into a dense one and write its weights, in the base model's dtype; returns it."""
+    stored_so = "quantization_config" in base_config(run)  # its names cannot be turned back into those of dense weights
+    model = dequantized(run, None)
+    return _write(model, dtype_of(model), directory, save_original_format=not stored_so)
 
-    Each weight is the dequantized one with the update, rounded once.
+
+def dequantized(run: Run, dtype: torch.dtype | None) -> PreTrainedModel:
+    """A quantized tuned model made dense and merged, layer by layer.
+
+    Each weight is the dequantized one with the update, rounded once: to `dtype`, or to the base model's own.
     """
-    dtype = base_dtype(run, model)
+    model = run.load_classifier()[0] if run.is_classifier else run.load_model()[0]
+    dtype = dtype or base_dtype(run, multiply_as_read(model))
     for name, layer in list(lora_layers(model)):
         if is_quantized(layer):
             model.set_submodule(name, _dense(layer, layer.merged_weight(layer.lora_active).to(dtype)))
     quantizer: Any = model.hf_quantizer
     quantizer.remove_quantization_config(model)
-    stored_so = "quantization_config" in base_config(run)  # its names cannot be turned back into those of dense weights
-    return _write(merge_and_unload(model), dtype, directory, save_original_format=not stored_so)
+    merged = merge_and_unload(model)
+    assert isinstance(merged, PreTrainedModel)
+    return merged.to(dtype)  # pyright: ignore[reportArgumentType]
 
 
 def _dense(layer: Any, weight: Tensor) -> nn.Module:
@@ -81,17 +94,18 @@ def multiply_as_read(model: PreTrainedModel) -> PreTrainedModel:
 
 
 def write_beside(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, template: Template, directory: Path
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, template: Template | None, directory: Path
 ) -> None:
-    """Config, tokenizer, chat template, and a generation config that ends answers where training ended them."""
-    generation = model.generation_config
-    assert generation is not None
-    generation.eos_token_id = sorted(template.stop_token_ids)
-    generation.pad_token_id = tokenizer.pad_token_id
-    tokenizer.chat_template = template.source
+    """Config and tokenizer; where there is a template, that and a generation config that ends answers as trained."""
     model.config.architectures = [type(model).__name__]
     model.config.save_pretrained(directory)
-    generation.save_pretrained(directory)
+    if template is not None:
+        tokenizer.chat_template = template.source
+        generation = model.generation_config
+        assert generation is not None
+        generation.eos_token_id = sorted(template.stop_token_ids)
+        generation.pad_token_id = tokenizer.pad_token_id
+        generation.save_pretrained(directory)
     tokenizer.save_pretrained(directory)
 
 
@@ -101,6 +115,11 @@ def _write(model: nn.Module, dtype: torch.dtype, directory: Path, **options: boo
     with quiet_transformers():
         model.to(dtype).save_pretrained(directory, **options)  # pyright: ignore[reportArgumentType]
     return model
+
+
+def dtype_of(model: PreTrainedModel) -> torch.dtype:
+    """The dtype of the model's weights, or of those that are not quantized."""
+    return next(parameter.dtype for parameter in model.parameters() if parameter.is_floating_point())
 
 
 def base_dtype(run: Run, model: PreTrainedModel) -> torch.dtype:

@@ -1,0 +1,1 @@
+"""GGUF files: names, metadata, tokenizer and weights as llama.cpp reads them."""
