@@ -9,7 +9,7 @@ import lorafit.lora
 from lorafit.cli.main import main
 from lorafit.errors import LorafitError
 
-VERBS = ("demo", "init", "train", "eval", "runs", "compare", "generate", "chat", "export")
+VERBS = ("demo", "init", "import-config", "check", "train", "eval", "runs", "compare", "generate", "chat", "export")
 
 
 def test_help_lists_every_verb_and_each_has_help(capsys: pytest.CaptureFixture[str]):
