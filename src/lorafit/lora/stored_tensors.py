@@ -55,7 +55,7 @@ def opened(path: Path) -> Iterator[tuple[dict[str, Stored], Callable[[str], Tens
             stored = {}
             for key in file.keys():  # noqa: SIM118 (not a dict)
                 part = file.get_slice(key)
-                name = part.get_dtype()
+                name = str(part.get_dtype())
                 stored[key] = Stored(key, tuple(part.get_shape()), DTYPES.get(name, name))
             yield stored, file.get_tensor
     except (Refused, SafetensorError, OSError) as error:

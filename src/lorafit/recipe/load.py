@@ -116,8 +116,8 @@ def load_recipe(path: str | Path | None = None, sets: Sequence[str] = (), **flag
     recipe = _validate(reader)
     if reader.problems:
         count = "1 problem" if len(reader.problems) == 1 else f"{len(reader.problems)} problems"
-        lines = "\n".join(f"  {line}" for line in reader.problems)
-        raise ConfigError(redacted(f"The recipe has {count}:\n{lines}"))
+        found = "\n".join(f"  {line}" for line in reader.problems)
+        raise ConfigError(redacted(f"The recipe has {count}:\n{found}"))
     assert recipe is not None
     _note_unused_share(reader)
     recipe._notes = tuple(reader.notes)

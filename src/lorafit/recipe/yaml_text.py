@@ -78,7 +78,7 @@ _Loader.add_constructor(
 )
 
 
-def _whole_number(node: yaml.ScalarNode) -> int:
+def _whole_number(node: Any) -> int:
     try:
         return int(node.value)
     except ValueError:  # Python reads no more than 4,300 digits
