@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from lorafit.errors import LorafitError, MissingExtraError, ModelError
-from lorafit.export.merged.safetensors_file import read_header, weight_files
+from lorafit.export._weights.safetensors_file import read_header, weight_files
 from lorafit.models import guard, load_classifier, load_model, load_tokenizer, original_weights, resolve
 
 
