@@ -78,8 +78,7 @@ def test_a_run_learns_and_is_measured(run: Path):
 @pytest.mark.filterwarnings("ignore:Model has `tie_word_embeddings=True`:UserWarning")
 def test_peft_writes_what_generate_writes(run: Path, base: Path, capsys: pytest.CaptureFixture[str]):
     assert json.loads((run / "adapter" / "adapter_config.json").read_text())["task_type"] == "SEQ_2_SEQ_LM"
-    assert sorted(file.name for file in (run / "adapter").iterdir()) == [
-        "adapter_config.json", "adapter_model.safetensors"]  # fmt: skip
+    assert not (run / "adapter" / "chat_template.jinja").exists()
     theirs, tokenizer = AutoModelForSeq2SeqLM.from_pretrained(base), AutoTokenizer.from_pretrained(base)
     theirs = peft.PeftModel.from_pretrained(theirs, run / "adapter").eval()
     inputs = tokenizer("user: item 3 of dog", return_tensors="pt")
