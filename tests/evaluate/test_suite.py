@@ -36,6 +36,8 @@ def tasks(tmp_path_factory) -> Path:
         head = f"task: {name}\ndataset_path: json\ndataset_kwargs:\n  data_files:\n    test: {folder}/rows.jsonl\n"
         text = "doc_to_text: '{{question}} '\n" if name == "choices" else "doc_to_text: ''\n"
         (folder / f"{name}.yaml").write_text(f"{head}test_split: test\n{text}{settings}")
+    hub = TASKS["choices"] + "dataset_path: allenai/ai2_arc\ntest_split: test\ndoc_to_text: x\n"
+    (folder / "far.yaml").write_text(f"task: far\n{hub}")
     return folder
 
 
@@ -93,8 +95,8 @@ def test_what_cannot_be_asked(tasks: Path, tmp_path: Path, monkeypatch: pytest.M
 
     with monkeypatch.context() as patch:
         patch.setattr("datasets.load_dataset", unreachable)
-        with pytest.raises(DataError, match=r"--suite arc_easy: its rows lie on the hub.*ai2_arc.*--suite-path DIR"):
-            Suite.find(["arc_easy"])
+        with pytest.raises(DataError, match=r"--suite far: its rows lie on the hub.*ai2_arc.*--suite-path DIR"):
+            Suite.find(["far"], tasks)
     monkeypatch.setitem(sys.modules, "lm_eval.tasks", None)
     with pytest.raises(MissingExtraError, match=r"pip install 'lorafit\[lm-eval\]'"):
         Suite.find(["choices"], tasks)

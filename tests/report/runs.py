@@ -140,7 +140,7 @@ def text_run(directory: Path, **settings: Any) -> Run:
             "reference": "hello",
             "base": "",
             "tuned": "hello",
-            "references": ["hello", "hi there"],
+            "references": ["hello", "hi there", "good day", "good morning", "good evening"],
             "scores": {"loss": [3.0, 1.0]},
         },
         *({"prompt": f"Number {i}", "reference": str(i), "base": "\ud83d", "tuned": str(i)} for i in range(5)),

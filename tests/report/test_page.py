@@ -19,7 +19,7 @@ from lorafit.report.classes import _largest, confusion, precision_recall_f1
 from lorafit.report.history import RISE, Curve, History
 from lorafit.report.layers import relative_updates, short_names
 from lorafit.report.page import page, page_of, render, write_report
-from lorafit.report.samples import marked
+from lorafit.report.samples import marked, sample_view
 from lorafit.report.setup import changed_settings, typed
 from lorafit.report.several import page_of_several
 from lorafit.run import Run
@@ -358,3 +358,12 @@ def test_runs_that_are_equal_are_said_to_be(tmp_path):
     found = page_of_several([text_run(tmp_path / "a"), text_run(tmp_path / "b"), start(tmp_path / "c")])
     assert found.headline == "No difference beyond chance" and found.tone == ""
     assert any("c was not measured" in note.text for note in found.opening)
+
+
+def test_many_references_are_folded():
+    references = [f"reference {i}" for i in range(43)]
+    sample = {"prompt": "?", "reference": references[0], "base": "x", "tuned": references[40], "references": references}
+    view = sample_view(sample)
+    assert [answer.name for answer in view.answers] == ["reference", "or", "or", "base", "tuned"]
+    assert view.folded == references[3:]
+    assert view.answers[-1].tag == "equal"  # by one that is folded

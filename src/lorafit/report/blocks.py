@@ -101,12 +101,16 @@ class Answer:
 
 @dataclass(frozen=True)
 class Sample:
-    """A prompt with its answers; `whole` is the prompt where only its end is shown, else empty."""
+    """A prompt with its answers; `whole` is the prompt where only its end is shown, else empty.
+
+    `folded` are references beyond those among the answers.
+    """
 
     prompt: str
     whole: str
     answers: Sequence[Answer]
     scores: str = ""
+    folded: Sequence[str] = ()
 
 
 @dataclass(frozen=True)

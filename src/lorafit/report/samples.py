@@ -9,6 +9,7 @@ from lorafit.metrics.names import spelled, written
 from lorafit.report.blocks import Answer, Block, Fold, Sample, Samples, Section, Text
 
 SHOWN, FOLDED = 4, 60
+REFERENCES = 3  # of a prompt that are shown at once
 WORDS = re.compile(r"\w+|\s+|[^\w\s]")
 COMPARED = 1500  # words and signs of an answer: comparing takes the product of both lengths
 ALIKE = 0.4  # of a match, from which on single differences say something; below, everything differs
@@ -36,12 +37,15 @@ def samples_section(samples: Sequence[Mapping[str, Any]]) -> Section | None:
 def sample_view(sample: Mapping[str, Any]) -> Sample:
     """One line of `samples.jsonl`, compared with the reference that is nearest to each answer."""
     references = sample.get("references") or ([] if sample["reference"] is None else [sample["reference"]])
-    answers = [Answer("reference" if i == 0 else "or", [("same", text)]) for i, text in enumerate(references)]
+    answers = [
+        Answer("reference" if i == 0 else "or", [("same", text)]) for i, text in enumerate(references[:REFERENCES])
+    ]
     for name in ("base", "tuned"):
         answers.append(_compared(name, sample[name], references))
     prompt = sample["prompt"].strip()
     short = prompt if len(prompt) <= PROMPT_CHARACTERS else f"... {prompt[-PROMPT_CHARACTERS:]}"
-    return Sample(short, prompt if short != prompt else "", answers, _scores(sample.get("scores", {})))
+    whole = prompt if short != prompt else ""
+    return Sample(short, whole, answers, _scores(sample.get("scores", {})), references[REFERENCES:])
 
 
 def _compared(name: str, answer: str, references: Sequence[str]) -> Answer:
