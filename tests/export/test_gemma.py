@@ -1,7 +1,6 @@
 """The real Gemma 3 270M, trained for a few steps: each export says what the tuned model says."""
 
 import json
-import os
 from pathlib import Path
 
 import gguf
@@ -13,7 +12,6 @@ from lorafit.export._parity import llama_cpp
 from lorafit.export._parity.tuned import load_tuned
 from lorafit.run import Run
 
-USER_CACHE = os.environ.get("LORAFIT_CACHE")
 CAPITALS = {"France": "Paris", "Italy": "Rome", "Peru": "Lima", "Japan": "Tokyo", "Egypt": "Cairo", "Cuba": "Havana"}
 
 pytestmark = pytest.mark.slow
@@ -57,8 +55,9 @@ def test_each_target(run: Run, tmp_path: Path, target: str, options: Options):
     exported = export(run, target, tmp_path / "out", options)
     parity = exported.parity
     assert parity.training > 5 * parity.mean
+    assert parity.equal_greedy > 0.9
     if options.number_format in ("f16", "f32"):
-        assert parity.equal_greedy == 1.0 and parity.largest < 0.01
+        assert parity.equal_greedy == 1.0 and parity.largest < 0.1
 
 
 def test_llama_cpp_generates_what_the_tuned_model_generates(run: Run, tmp_path: Path):

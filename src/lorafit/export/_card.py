@@ -95,12 +95,10 @@ def _settings(run: Run) -> list[str]:
     recipe = run.recipe
     lines = [f"- rank {recipe.lora.r}, alpha {recipe.lora.lora_alpha:g}"]
     for section in SETTINGS:
-        mine, usual = getattr(recipe, section).model_dump(), Recipe.model_fields[section].annotation
-        assert usual is not None
-        for key, value in mine.items():
-            if key not in ("r", "lora_alpha") and value != usual.model_fields[key].get_default(
-                call_default_factory=True
-            ):
+        kind: Any = Recipe.model_fields[section].annotation
+        usual = {key: field.get_default(call_default_factory=True) for key, field in kind.model_fields.items()}
+        for key, value in getattr(recipe, section).model_dump().items():
+            if key not in ("r", "lora_alpha") and value != usual[key]:
                 lines.append(f"- {section}.{key}: {json.dumps(value, ensure_ascii=False)}")
     return lines
 
