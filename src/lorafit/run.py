@@ -46,8 +46,9 @@ class Run:
 
     `recipe.yaml` holds the settings, `run.json` state, versions and figures, `metrics.jsonl` an object a logged step,
     `adapter/` the best adapter so far in PEFT's format with its chat template or class names and the SHA-256 of each
-    file, `checkpoints/` what `--resume` needs, `updates.json` how large the learned update of each layer is. An evaluation adds `eval.json` (base
-    against tuned), `eval_rows.json` (what each row adds to each metric) and `samples.jsonl` (answers side by side).
+    file, `checkpoints/` what `--resume` needs, `updates.json` how large the learned update of each layer is. An
+    evaluation adds `eval.json` (base against tuned), `eval_rows.json` (what each row adds to each metric) and
+    `samples.jsonl` (answers side by side).
 
     Attributes:
         directory: its path.
