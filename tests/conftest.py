@@ -1,6 +1,7 @@
 """A tiny model, its rows and a finished run, made on the spot and shared by the tests of evaluate, export and cli."""
 
 import json
+import signal
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,14 @@ def auto_is_float32():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(load, "_cpu_multiplies_bf16", lambda *cpuinfo: asked(*cpuinfo) if cpuinfo else False)
         yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def ctrl_c_is_heard():
+    """A shell starts background jobs with SIGINT ignored, and lorafit leaves an ignored signal ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 @pytest.fixture(scope="session")

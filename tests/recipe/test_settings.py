@@ -109,7 +109,8 @@ def test_train_settings_are_trainingarguments_own():
     from transformers import TrainingArguments
 
     theirs = {field.name for field in dataclasses.fields(TrainingArguments)}
-    ours = {"class_weights", "token_budget", "memory", "fast", "early_stopping_patience", "early_stopping_threshold"}
+    ours = {"class_weights", "token_budget", "memory", "fast", "save_retry_minutes"}
+    ours |= {"early_stopping_patience", "early_stopping_threshold"}
     assert set(TrainSettings.model_fields) - ours <= theirs
     not_here = ours | {"eval_steps", "save_steps", "gradient_checkpointing"}  # the last is renamed in newer versions
     settings = TrainSettings().model_dump(exclude=not_here)
