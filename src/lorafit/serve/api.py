@@ -23,7 +23,7 @@ from lorafit.serve.engine import Engine, Limits
 from lorafit.serve.guard import Access, Guard
 from lorafit.serve.job import Job
 from lorafit.serve.metrics import Metrics
-from lorafit.serve.models import Models, Served, described
+from lorafit.serve.models import Models, NameTaken, NameUnknown, Served, described
 from lorafit.serve.page import page
 from lorafit.serve.schema import AdapterRequest, ApiError, ChatRequest, CompletionRequest, Sampled, parsed
 
@@ -244,8 +244,7 @@ def _add_models(app: FastAPI, service: Service) -> None:
         try:
             served = await service.add(body)
         except ConfigError as error:
-            taken = models.find(body.name) is not None
-            raise ApiError(409 if taken else 400, str(error), param="name") from None
+            raise ApiError(409 if isinstance(error, NameTaken) else 400, str(error), param="name") from None
         except LorafitError as error:
             raise ApiError(400, str(error), param="path") from None
         return JSONResponse(described(served, models.base_name), 201)
@@ -255,7 +254,7 @@ def _add_models(app: FastAPI, service: Service) -> None:
         try:
             await service.remove(name)
         except ConfigError as error:
-            raise ApiError(404 if models.find(name) is None else 400, str(error), param="name") from None
+            raise ApiError(404 if isinstance(error, NameUnknown) else 400, str(error), param="name") from None
         return JSONResponse({"id": name, "object": "model", "deleted": True})
 
 

@@ -87,8 +87,10 @@ class Prefill:
         self.done = stop
         if stop < self.input_ids.shape[1]:
             return None
-        sources = [i for i, job in enumerate(self.jobs) for _ in range(job.n if job.is_wanted else 0)]
-        rows = [row for job in self.jobs if job.is_wanted for row in job.rows(tokenizer)]
+        # asked once: a client may leave between two looks
+        wanted = [(i, job) for i, job in enumerate(self.jobs) if job.is_wanted]
+        sources = [i for i, job in wanted for _ in range(job.n)]
+        rows = [row for _, job in wanted for row in job.rows(tokenizer)]
         if not rows:
             return Batch.empty()
         cache = self.cache

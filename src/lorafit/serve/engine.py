@@ -193,6 +193,8 @@ class Engine:
     def _do_tasks(self) -> None:
         while self._tasks:
             function, future = self._tasks.popleft()
+            if not future.set_running_or_notify_cancel():
+                continue
             try:
                 future.set_result(function())
             except BaseException as error:  # the caller's to handle
@@ -221,8 +223,8 @@ class Engine:
         if self._prefill is not None:
             begun = self._prefill.advance(self._forward, self.tokenizer)
             if begun is not None:
-                self._prefill = None
                 self._regroup([self._batch, begun])
+                self._prefill = None
         if self._batch.rows:
             start = time.perf_counter()
             self._batch.step(self._forward)

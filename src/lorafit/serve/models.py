@@ -17,6 +17,15 @@ if TYPE_CHECKING:
     from lorafit.data import Template
     from lorafit.models import ResolvedModel
 
+
+class NameTaken(ConfigError):
+    """A model of that name is there already."""
+
+
+class NameUnknown(ConfigError):
+    """No model has that name."""
+
+
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:/-]{0,127}")
 NAME_RULE = "a name has 1 to 128 letters, digits, '.', '_', ':', '/' or '-' and begins with a letter or a digit"
 
@@ -193,7 +202,7 @@ class Models:
         if not NAME.fullmatch(name):
             raise ConfigError(f"{name!r} cannot name a model: {NAME_RULE}")
         if name in self._served:
-            raise ConfigError(f"there is a model {name!r} already: delete it first or take another name")
+            raise NameTaken(f"there is a model {name!r} already: delete it first or take another name")
 
     def add(self, name: str, path: Path) -> Served:
         """Load one more adapter: a run's, or a folder's in PEFT's format.
@@ -227,9 +236,10 @@ class Models:
             ConfigError: It is unknown, or the base model's.
         """
         served = self._served.get(name)
-        if served is None or served.adapter is None:
-            what = "no model" if served is None else "the base model, no adapter"
-            raise ConfigError(f"{name!r} is {what}: there are {', '.join(self._served)}")
+        if served is None:
+            raise NameUnknown(f"{name!r} is no model: there are {', '.join(self._served)}")
+        if served.adapter is None:
+            raise ConfigError(f"{name!r} is the base model, no adapter")
         self._served = {key: value for key, value in self._served.items() if key != name}
         return served
 
