@@ -22,8 +22,8 @@ from lorafit.models import pick_device
 from lorafit.recipe import load_recipe
 from lorafit.run import Run
 from lorafit.train import train
-from lorafit.train.signals import StopOnSignal
 from lorafit.train.checkpoint import checkpoints_in, load_optimizer, save_checkpoint
+from lorafit.train.signals import StopOnSignal
 from lorafit.train.tasks import check_optimizer
 
 QUIET = {"on_notice": lambda line: None}
