@@ -289,7 +289,7 @@ def other_rows(folder: Path, recipe: Recipe, patch: pytest.MonkeyPatch) -> list[
     return [other.name for other in prepare_others(recipe, tokenizer, prepared, recipe.evaluate.also)]
 
 
-def trackers(folder: Path, recipe: Recipe, patch: pytest.MonkeyPatch) -> list[str]:
+def trackers(folder: Path, recipe: Recipe, patch: pytest.MonkeyPatch) -> Any:
     """What transformers' Trainer reports to."""
     return training_arguments(recipe.train, str(folder / "x"), steps_in_epoch=3, evaluate=True, on_cpu=True).report_to
 

@@ -35,7 +35,7 @@ class ClassRows:
         max_length: See `prepare_classification`.
     """
 
-    measured: ClassVar = ("the text", "its pair")
+    measured: ClassVar[tuple[str, str]] = ("the text", "its pair")
 
     def __init__(
         self,

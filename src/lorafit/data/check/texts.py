@@ -33,7 +33,7 @@ class TextRows:
         DataError: The format is unknown, or the template unusable.
     """
 
-    measured: ClassVar = ("the prompt", "the answer")
+    measured: ClassVar[tuple[str, str]] = ("the prompt", "the answer")
 
     def __init__(
         self,
