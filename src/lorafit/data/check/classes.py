@@ -51,7 +51,8 @@ class ClassRows:
         self.findings = findings
         self.tokenizer = tokenizer
         self._asked, self.max_length = (text_columns, label_column), max_length
-        self._problem_type, self._separator = problem_type, label_separator
+        self._problem_type: ProblemType | Literal["auto"] = problem_type
+        self._separator = label_separator
         self._special = SpecialTokens(tokenizer)
         self._columns: Columns | None = None
         self._reader: LabelReader | None = None
