@@ -18,7 +18,7 @@ import torch
 from test_fit import byte_tokenizer
 from tiny_models import tiny_model
 
-from lorafit.errors import ConfigError, LorafitError
+from lorafit.errors import ConfigError, LorafitError, ModelError
 from lorafit.evaluate import evaluate, held_out_rows
 from lorafit.models import load_model, load_tokenizer, pick_device, resolve
 from lorafit.recipe import Recipe, load_recipe
@@ -60,6 +60,7 @@ CHANGES = {
     "model.device": Change("cpu", "device"),
     "model.quantize": Change("nf4", "weights"),
     "model.trust_remote_code": Change("true", "asked_of_hub"),
+    "model.allow_pickle": Change("true", "pickled_weights", ("model.name={folder}/pickled",)),
     "data.train_files": Change("{folder}/other.jsonl", "rows"),
     "data.validation_files": Change("{folder}/other.jsonl", "rows"),
     "data.validation_share": Change("0.3", "rows"),
@@ -114,6 +115,7 @@ CHANGES = {
     "train.logging_steps": Change("3", "logged_at"),
     "train.eval_steps": Change("3", "evaluated_at"),
     "train.save_steps": Change("3", "checkpoints"),
+    "train.save_retry_minutes": Change("7", "patience"),
     "train.save_total_limit": Change("1", "checkpoints"),
     "train.load_best_model_at_end": Change("false", "saved", RISING),
     "train.early_stopping_patience": Change("1", "steps", (*RISING, "train.early_stopping_patience=null")),
@@ -215,6 +217,7 @@ def trained(folder: Path, sets: tuple[str, ...], patch: pytest.MonkeyPatch) -> d
             for name in ("gradient", "activation")
         ),
         "memory_limit": seen["plan"].limit,
+        "patience": trainer.saving.minutes,
     }
     return _TRAINED[sets]
 
@@ -259,6 +262,18 @@ def asked_of_hub(folder: Path, recipe: Recipe, patch: pytest.MonkeyPatch) -> Any
         resolve("org/name", revision=recipe.model.revision), trust_remote_code=recipe.model.trust_remote_code
     )
     return asked
+
+
+def pickled_weights(folder: Path, recipe: Recipe, patch: pytest.MonkeyPatch) -> str:
+    """What becomes of a model without safetensors."""
+    if not (folder / "pickled").exists():
+        model = tiny_model("llama", vocab_size=259)
+        model.config.save_pretrained(folder / "pickled")
+        torch.save(model.state_dict(), folder / "pickled" / "pytorch_model.bin")
+    try:
+        return type(load_model(resolve(recipe.model.name), **recipe.model.loading)).__name__
+    except ModelError:
+        return "refused"
 
 
 def device(folder: Path, recipe: Recipe, patch: pytest.MonkeyPatch) -> str:
@@ -314,6 +329,7 @@ OBSERVERS: dict[str, Callable[[Path, Recipe, pytest.MonkeyPatch], Any]] = {
         weights,
         asked_of_hub,
         device,
+        pickled_weights,
         adapter,
         row_weights,
         other_rows,
