@@ -29,7 +29,7 @@ from transformers import (
     Qwen3ForCausalLM,
 )
 
-from lorafit.lora import LoraConfig, attach
+from lorafit.lora import LoraConfig, attach, save_adapter
 from lorafit.models import load_model, resolve
 from lorafit.recipe import load_recipe
 from lorafit.run import Run, free_directory
@@ -185,7 +185,8 @@ def make_run(tiny_model_directory: Path, tmp_path: Path) -> Callable[..., Run]:
         for parameter in model.parameters():
             if parameter.requires_grad:
                 parameter.data += torch.randn_like(parameter) * 0.05
-        run.save_adapter(model, {"chat_template.jinja": template})
+        save_adapter(model, run.adapter)
+        (run.adapter / "chat_template.jinja").write_text(template)
         samples = [{"prompt": text, "reference": "Yes.", "base": "", "tuned": ""} for text in ("Is it?", "Was it so?")]
         (run.directory / "samples.jsonl").write_text("".join(json.dumps(sample) + "\n" for sample in samples))
         return run

@@ -9,7 +9,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer, Bert
 
 from lorafit.errors import RunError
 from lorafit.export import export
-from lorafit.lora import LoraConfig, attach
+from lorafit.lora import LoraConfig, attach, save_adapter
 from lorafit.models import load_classifier, resolve
 from lorafit.recipe import load_recipe
 from lorafit.run import LABELS_FILE, Run
@@ -37,7 +37,8 @@ def run(tmp_path: Path) -> Run:
         if parameter.requires_grad:
             parameter.data += torch.randn_like(parameter) * 0.2
     names = {"id2label": dict(enumerate(LABELS)), "label2id": {name: i for i, name in enumerate(LABELS)}}
-    run.save_adapter(model, {LABELS_FILE: json.dumps(names)})
+    save_adapter(model, run.adapter)
+    (run.adapter / LABELS_FILE).write_text(json.dumps(names))
     samples = [{"prompt": f"who {a} what {b}", "reference": "HUM", "base": "", "tuned": ""} for a in WORDS for b in "w"]
     (run.directory / "samples.jsonl").write_text("".join(json.dumps(sample) + "\n" for sample in samples))
     return run

@@ -56,6 +56,7 @@ class Options:
     verify: bool = True
 
 
+TASKS = ("sft", "classification")
 FLAGS = {"onto": "--onto", "number_format": "--type", "engine": "--for", "repo": "--repo", "public": "--public",
          "dry_run": "--dry-run"}  # fmt: skip
 CHOICES = {"onto": get_args(Onto), "number_format": get_args(NumberFormat), "engine": ("vllm", None)}
@@ -131,7 +132,7 @@ def export(run: Run, target: str, directory: Path, options: Options | None = Non
 
     Raises:
         ConfigError: the target or an option is unknown or does not fit the run, or the directory is not empty.
-        RunError: the run has no adapter yet.
+        RunError: the run has no adapter yet, or is of a task that is not exported.
         MissingExtraError: a package is needed to write or to prove it.
         ModelError: the architecture has no such export, or what was written does not compute what the tuned model
             computes; nothing is left behind.
@@ -146,6 +147,11 @@ def export(run: Run, target: str, directory: Path, options: Options | None = Non
     if not run.has_adapter:
         state = run.record["state"]
         raise RunError(f"{run.directory} (state: {state}) has no adapter yet; go on with: {run.resume_command}")
+    if run.recipe.task not in TASKS:
+        raise RunError(
+            f"{run.directory} is of task {run.recipe.task}, which is not exported yet, only {' and '.join(TASKS)}. Its "
+            f"adapter is in PEFT's format: {run.adapter}"
+        )
     exporter.check(run, options)
     with _in_place(directory) as partial:
         written = exporter.write(run, partial, options)

@@ -102,12 +102,15 @@ def _prompts(run: Run, texts: Sequence[str], tokenizer: PreTrainedTokenizerBase,
 
 
 def log_probabilities(model: Any, questions: Sequence[Question]) -> list[Tensor]:
-    """Of each question, (positions, vocabulary or classes), float32 on the CPU."""
+    """Of each question, (positions, vocabulary or classes), float32 on the CPU; a classifier's logits as they are.
+
+    Those of several classes at once, or of an amount, are no distribution.
+    """
     found = []
     with evaluating(model):
         for question in questions:
             logits = model(**{name: value.to(model.device) for name, value in question.inputs.items()}).logits
             if logits.ndim == 3:  # (1, tokens, vocabulary): where the answer is said
-                logits = logits[0, -len(question.answer) - 1 :]
-            found.append(logits.float().log_softmax(dim=-1).cpu())
+                logits = logits[0, -len(question.answer) - 1 :].float().log_softmax(dim=-1)
+            found.append(logits.float().cpu())
     return found
