@@ -97,6 +97,7 @@ def save_adapter(
         tensors = {key: state_dict.get(names.get(id(value), ""), value) for key, value in tensors.items()}
     folder = Path(directory)
     folder.mkdir(parents=True, exist_ok=True)
+    tensors = {key: value.detach().cpu().clone() for key, value in tensors.items()}  # tied ones are written twice
     write_files(folder, state_of(model).configs[adapter_name], tensors)
 
 
