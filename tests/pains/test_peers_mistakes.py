@@ -35,7 +35,7 @@ TURNS = (
 
 
 @pytest.fixture(scope="module")
-def tokenizer(tiny_model_directory) -> PreTrainedTokenizerFast:
+def tokenizer(tiny_model_directory) -> PreTrainedTokenizerBase:
     return load_tokenizer(resolve(str(tiny_model_directory)))
 
 
