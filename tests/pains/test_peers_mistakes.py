@@ -10,7 +10,7 @@ import torch
 from command_lines import run
 from safetensors.torch import load_file, save_file
 from small_models import GROUPED, batch, make, output
-from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerBase
 
 from lorafit.data import Template
 from lorafit.data.prepare import prepare
