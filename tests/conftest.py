@@ -19,11 +19,12 @@ def auto_is_float32():
 
 
 @pytest.fixture(scope="session", autouse=True)
-def ctrl_c_is_heard():
-    """A shell starts background jobs with SIGINT ignored, and lorafit leaves an ignored signal ignored."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+def signals_are_heard():
+    """A shell starts background jobs with SIGINT ignored, nohup with SIGHUP; lorafit leaves an ignored one ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler), signal.signal(signal.SIGHUP, signal.SIG_DFL)
     yield
-    signal.signal(signal.SIGINT, before)
+    signal.signal(signal.SIGINT, before[0])
+    signal.signal(signal.SIGHUP, before[1])
 
 
 @pytest.fixture(scope="session")

@@ -121,9 +121,9 @@ def test_verbs_refuse_a_damaged_adapter_and_say_where_a_whole_copy_lies(load, wh
         if load == "load_model":
             run.load_model()
         else:
-            from lorafit.export.merged import export
+            from lorafit.export import export
 
-            export(run, tmp_path / "out", "original")
+            export(run, "merged", tmp_path / "out")
 
     with pytest.raises(
         AdapterFileError, match=r"is damaged or was changed: adapter_model\.safetensors is not"

@@ -23,7 +23,7 @@ from lorafit.train.saving import PatientSaving
 def naps(monkeypatch) -> list[float]:
     """Seconds that pauses would have slept."""
     slept: list[float] = []
-    monkeypatch.setattr(saving.time, "sleep", slept.append)
+    monkeypatch.setattr(saving, "sleep", slept.append)
     return slept
 
 
@@ -73,7 +73,7 @@ def test_on_a_full_disk_training_waits_and_ends_as_if_it_had_had_room(small_disk
         if len(naps) == 3:
             (small_disk / "somebody-elses").unlink()
 
-    monkeypatch.setattr(saving.time, "sleep", nap)
+    monkeypatch.setattr(saving, "sleep", nap)
     during(monkeypatch, 4, lambda: fill(small_disk))
     train(make("text", directory), on_notice=lines.append)
     assert naps == [1.0, 2.0, 4.0] and seen == [[], [], []]  # what was saved stays whole
@@ -118,7 +118,7 @@ def test_a_folder_that_is_read_only_or_gone_for_a_while(kind, small_disk, make, 
         else:
             subprocess.run(["umount", directory], check=True)
 
-    monkeypatch.setattr(saving.time, "sleep", nap)
+    monkeypatch.setattr(saving, "sleep", nap)
     during(monkeypatch, 3, spoil)
     train(make("text", directory), on_notice=lines.append)
     reason = "the folder of the run is gone" if kind == "gone" else "Read-only file system"
@@ -187,8 +187,8 @@ def test_patience_is_bounded_and_its_pauses_grow(tmp_path, monkeypatch):
         naps.append(seconds)
         clock[0] += seconds
 
-    monkeypatch.setattr(saving.time, "monotonic", lambda: clock[0])
-    monkeypatch.setattr(saving.time, "sleep", nap)
+    monkeypatch.setattr(saving, "monotonic", lambda: clock[0])
+    monkeypatch.setattr(saving, "sleep", nap)
 
     def refuse():
         raise PermissionError(errno.EACCES, "Permission denied", "x")

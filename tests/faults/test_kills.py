@@ -25,7 +25,7 @@ def test_killed_runs_end_like_those_that_nobody_stopped(soak, tmp_path):
     assert result["kills"] >= 30 and set(result["by_kind"]) == {"moment", "line", "torn"}
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 def test_two_hundred_killed_runs_end_like_those_that_nobody_stopped(soak, tmp_path):
     result = soaked(soak, 200, 1000, tmp_path / "soak.json")
     assert result["differences"] == []

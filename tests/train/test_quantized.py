@@ -23,6 +23,7 @@ from lorafit.recipe import load_recipe
 from lorafit.run import Run
 from lorafit.train import train
 from lorafit.train.checkpoint import checkpoints_in, load_optimizer, save_checkpoint
+from lorafit.train.resume import put_back
 from lorafit.train.signals import StopOnSignal
 from lorafit.train.tasks import check_optimizer
 
@@ -112,7 +113,7 @@ def test_a_run_with_state_in_8_bits_resumes_to_the_bit(tmp_path, stop_at, number
     saved = load_file(newest / "optimizer.safetensors")
     assert {value.dtype for key, value in saved.items() if key.endswith("/state1")} == {torch.uint8, torch.float32}
     resumed = build(tmp_path / "part", chosen, model=wide())
-    Run(tmp_path / "part").rewind_metrics(stop_at)
+    put_back(Run(tmp_path / "part"), newest, {})
     resumed.train(resume_from_checkpoint=str(newest))
     for key, value in weights(whole).items():
         assert torch.equal(weights(resumed)[key], value), key

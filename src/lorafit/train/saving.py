@@ -1,7 +1,7 @@
 """Saving that waits while the disk is full or the folder is gone."""
 
-import time
 from collections.abc import Callable
+from time import monotonic, sleep
 
 from lorafit.errors import RunError
 from lorafit.run import Run
@@ -42,17 +42,17 @@ class PatientSaving:
                 write()
                 break
             except OSError as error:
-                now = time.monotonic()
+                now = monotonic()
                 if refused_at is None:
                     refused_at = now
                     self._say_paused(error)
                 left = refused_at + 60 * self.minutes - now
                 if left <= 0:
                     raise self._given_up(error) from error
-            time.sleep(min(wait, left))
+            sleep(min(wait, left))
             wait = min(2 * wait, LONGEST_WAIT)
         if refused_at is not None:
-            self.notice(f"Saved after {time.monotonic() - refused_at:.0f} s; training goes on.")
+            self.notice(f"Saved after {monotonic() - refused_at:.0f} s; training goes on.")
 
     def _say_paused(self, error: OSError) -> None:
         if self.minutes:
