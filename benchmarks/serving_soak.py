@@ -52,6 +52,7 @@ def main(words: list[str] | None = None) -> None:
     parser.add_argument("--requests", type=int, default=10_000)
     parser.add_argument("--warm-up", type=int, default=2_000, help="requests before memory is first looked at")
     parser.add_argument("--clients", type=int, default=64)
+    parser.add_argument("--growth", type=float, default=0.05, help="share that memory may grow by")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--output", type=Path, default=Path(__file__).parent / "results" / "serving_soak.json")
     arguments = parser.parse_args(words)
@@ -61,7 +62,7 @@ def main(words: list[str] | None = None) -> None:
     print(
         json.dumps({key: report[key] for key in ("requests", "answers", "memory_growth", "stuck", "unclear")}, indent=2)
     )
-    if report["unclear"] or report["stuck"] or report["memory_growth"] > 0.05:
+    if report["unclear"] or report["stuck"] or report["memory_growth"] > arguments.growth:
         raise SystemExit("a promise was not kept")
 
 
@@ -148,6 +149,7 @@ def copied(first: Path, folder: Path) -> list[Path]:
         torch.manual_seed(i)
         tensors = {name: torch.randn_like(value) * 0.2 for name, value in load_file(file).items()}
         save_file(tensors, file, metadata={"format": "pt"})
+        (file.parent / "checksums.json").unlink()  # the change is ours
     return runs
 
 

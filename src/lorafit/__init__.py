@@ -23,6 +23,7 @@ os.environ.setdefault("DISABLE_SAFETENSORS_CONVERSION", "1")
 
 if TYPE_CHECKING:
     from lorafit.lora import (
+        AdapterRows,
         Combination,
         LoraConfig,
         PeftModel,
@@ -58,6 +59,7 @@ if TYPE_CHECKING:
 __all__ = [
     "AdapterError",
     "AdapterFileError",
+    "AdapterRows",
     "Combination",
     "ConfigError",
     "DataError",

@@ -165,5 +165,5 @@ def test_offline_trains_and_says_what_it_lacks(
     _, shown = run(capsys, "train", "--model", "somebody/model", "--data", tiny_rows, code=2)
     assert "somebody/model is not in the hub's cache on this machine, and HF_HUB_OFFLINE is set" in shown
     _, shown = run(capsys, "train", "--model", tiny_model_directory, "--data", "somebody/rows", code=2)
-    assert "'somebody/rows' is no file here, and as a dataset of the hub it cannot be loaded" in shown
+    assert "somebody/rows: is no file here, and as a dataset of the hub it cannot be loaded" in shown
     assert connections == []

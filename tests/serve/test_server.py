@@ -38,8 +38,9 @@ def endless(**settings) -> dict:
 
 @pytest.fixture
 def never_stops(monkeypatch):
-    """No token ends an answer."""
+    """No token ends an answer, and a step takes some time, as a real model's does."""
     from lorafit.data.template import Template
+    from lorafit.serve.batch import Batch
 
     before = Template._study
 
@@ -47,7 +48,14 @@ def never_stops(monkeypatch):
         before(self)
         self.stop_token_ids = []
 
+    step = Batch.step
+
+    def slow(self, forward):
+        time.sleep(0.003)
+        step(self, forward)
+
     monkeypatch.setattr(Template, "_study", study)
+    monkeypatch.setattr(Batch, "step", slow)
 
 
 def status_of(server, path="/health", method="GET", body=None, **headers) -> int:
