@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -95,6 +96,18 @@ def test_classification(capsys, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     found = train(capsys, "classification", tmp_path, steps=6)
     loss = found["metrics"]["loss"]
     assert found["rows"] == 16 and loss["tuned"] < loss["base"]
+
+
+def test_token_classification(capsys, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """With the real small model."""
+    make_rows("token_classification", tmp_path, "--train", 24, "--held-out", 8)
+    sides = [(tmp_path / f"{name}.conll").read_text(encoding="utf-8") for name in ("train", "held_out")]
+    people = [re.findall(r"(\S+) B-PERSON", side.lower().replace("b-person", "B-PERSON")) for side in sides]
+    assert len(people[0]) >= 24 and len(people[1]) >= 8 and not set(people[0]) & set(people[1])
+    monkeypatch.chdir(tmp_path)
+    found = train(capsys, "token_classification", tmp_path, steps=3)
+    assert found["rows"] == 8 and next(iter(found["metrics"])) == "entity_f1"
+    assert found["metrics"]["loss"]["tuned"] < found["metrics"]["loss"]["base"]
 
 
 def test_sft(capsys, tmp_path: Path, tiny_model_directory: Path, monkeypatch: pytest.MonkeyPatch):

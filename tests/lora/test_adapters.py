@@ -1,3 +1,4 @@
+import contextlib
 import copy
 import pickle
 import time
@@ -7,7 +8,8 @@ import pytest
 import torch
 from accelerate.hooks import AlignDevicesHook, add_hook_to_module, remove_hook_from_module
 from small_models import SIZES, batch, bert, llama, make, output
-from transformers import BertConfig, BertForMaskedLM, LlamaForCausalLM
+from torch._subclasses import FakeTensorMode
+from transformers import BertConfig, BertForMaskedLM, BertForSequenceClassification, LlamaForCausalLM
 
 from lorafit.errors import AdapterError, ConfigError
 from lorafit.lora import (
@@ -287,3 +289,16 @@ def test_modules_without_parameters_can_be_saved():
     base = output(model, batch("bert"))
     attach(model, LoraConfig(target_modules=["query"], modules_to_save=["classifier", "dropout"]))
     assert torch.equal(output(model, batch("bert")), base)
+
+
+def test_a_head_saved_whole_is_float32_also_where_a_plan_counts_without_values():
+    config = BertConfig(vocab_size=20, hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2)
+    found = []
+    for mode in (contextlib.nullcontext(), FakeTensorMode(allow_non_fake_inputs=True)):
+        with mode:
+            model = BertForSequenceClassification._from_config(config, dtype=torch.bfloat16)
+            attach(model, LoraConfig(target_modules=["query"], task_type="SEQ_CLS"))
+        head = model.classifier.modules_to_save["default"]
+        found.append({name: (value.dtype, value.shape) for name, value in head.named_parameters()})
+        assert model.classifier.weight.dtype == torch.bfloat16
+    assert found[0] == found[1] == {"weight": (torch.float32, (2, 16)), "bias": (torch.float32, (2,))}

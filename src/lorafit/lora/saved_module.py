@@ -65,7 +65,7 @@ class SavedModule(Graft, nn.Module):
         del trained.lora_active, trained.lora_rows
         ungraft(trained).requires_grad_(False)
         if self.base_dtype in (torch.bfloat16, torch.float16):
-            trained.float()
+            _to_float32(trained)
         self.modules_to_save[name] = trained
         return trained
 
@@ -89,3 +89,16 @@ def save_whole(module: nn.Module) -> SavedModule:
     saved = graft(module, SavedModule)
     saved.modules_to_save, saved.lora_active, saved.lora_rows = nn.ModuleDict(), (), None
     return saved
+
+
+def _to_float32(module: nn.Module) -> None:
+    """What `module.float()` does, also to the tensors without values that a plan counts with."""
+    converted: dict[int, nn.Parameter] = {}
+    for part in module.modules():
+        for name, value in part._parameters.items():
+            if value is not None and value.is_floating_point():
+                new = converted.setdefault(id(value), nn.Parameter(value.detach().float(), value.requires_grad))
+                part._parameters[name] = new
+        for name, value in part._buffers.items():
+            if value is not None and value.is_floating_point():
+                part._buffers[name] = value.float()

@@ -1,13 +1,13 @@
 """Customer e-mails in CoNLL's way: who writes (PERSON), and about what (PRODUCT).
 
-    python examples/token_classification/rows.py rows
+    python make_rows.py
 
-writes rows/train.conll and rows/held_out.conll. No name, product or phrase of the second occurs in the first.
+writes train.conll and held_out.conll. No name, product or phrase of the second occurs in the first.
 """
 
+import argparse
 import random
 import re
-import sys
 from pathlib import Path
 
 from lorafit.demo.emails import HELD_OUT, REQUESTS, TRAINING, Pool, compose, draw_facts
@@ -15,14 +15,19 @@ from lorafit.demo.emails import HELD_OUT, REQUESTS, TRAINING, Pool, compose, dra
 WORD = re.compile(r"\w+|[^\w\s]")
 
 
-def main(folder: Path, train: int = 400, held_out: int = 100) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
-    for name, pool, count, seed in (("train", TRAINING, train, 0), ("held_out", HELD_OUT, held_out, 1)):
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--train", type=int, default=400, help="e-mails to train on")
+    parser.add_argument("--held-out", type=int, default=100)
+    parser.add_argument("--output-dir", type=Path, default=Path())
+    asked = parser.parse_args()
+    for name, pool, count, seed in (("train", TRAINING, asked.train, 0), ("held_out", HELD_OUT, asked.held_out, 1)):
         rng = random.Random(seed)
-        (folder / f"{name}.conll").write_text("\n".join(sentence(rng, pool) for _ in range(count)), encoding="utf-8")
+        text = "\n".join(e_mail(rng, pool) for _ in range(count))
+        (asked.output_dir / f"{name}.conll").write_text(text, encoding="utf-8")
 
 
-def sentence(rng: random.Random, pool: Pool) -> str:
+def e_mail(rng: random.Random, pool: Pool) -> str:
     """One e-mail, a word and its tag a line."""
     facts = draw_facts(rng, pool, rng.choice(REQUESTS))
     words = WORD.findall(compose(rng, pool, facts))
@@ -41,4 +46,4 @@ def mark(words: list[str], tags: list[str], found: list[str], kind: str) -> None
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main()
