@@ -154,6 +154,20 @@ def test_eval_repeats_the_figures_and_takes_other_rows(capsys: pytest.CaptureFix
     assert "a label that was not trained: 'NEW'" in capsys.readouterr().err
 
 
+def test_eval_refuses_held_out_rows_that_changed(base, rows, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    validation = tmp_path / "validation.csv"
+    validation.write_text("text,label\nwho w1,HUM\nwhere w2,LOC\nwhat w3,ENTY\n")
+    trained = train(
+        recipe(base, rows, tmp_path / "run", "train.max_steps=1", f"data.validation_files={validation}"),
+        on_notice=lambda line: None,
+    )
+    assert main(["eval", str(trained.run.directory)]) == 0
+    validation.write_text("text,label\nwho w1,HUM\nwhere w2,LOC\n")
+    capsys.readouterr()
+    assert main(["eval", str(trained.run.directory)]) == 2
+    assert "its validation files have changed" in " ".join(capsys.readouterr().err.split())
+
+
 @pytest.mark.parametrize("verb", [["generate", "--prompt", "x"], ["chat"]])
 def test_verbs_that_need_text_refuse(capsys: pytest.CaptureFixture[str], run: Path, verb: list[str]):
     assert main([verb[0], str(run), *verb[1:]]) == 2

@@ -102,7 +102,7 @@ def test_lists_are_several_classes_a_row(tmp_path, tokenizer):
     prepared = prepare_classification(labelled(tmp_path, [["b", "a"], [], ["a", "a"], [2]]), tokenizer)
     assert prepared.problem_type == "multi_label_classification" and prepared.labels == ("2", "a", "b")
     targets = {row.label: kept["labels"] for row, kept in zip(prepared.held_out_rows, prepared.held_out, strict=True)}
-    expected = {("b", "a"): [0, 1, 1], (): [0, 0, 0], ("a",): [0, 1, 0], ("2",): [1, 0, 0]}
+    expected = {("a", "b"): [0, 1, 1], (): [0, 0, 0], ("a",): [0, 1, 0], ("2",): [1, 0, 0]}
     assert targets.items() <= expected.items() and prepared.summary.classes["a"] > prepared.summary.classes["b"]
     assert "3 (any number a row): " in rendered(prepared.summary)
     file = tmp_path / "b.csv"
@@ -120,6 +120,8 @@ def test_fractions_are_amounts_and_whole_numbers_too_where_that_is_said(tmp_path
     files = labelled(tmp_path, [1, 2, 3])
     assert prepare_classification(files, tokenizer).problem_type == "single_label_classification"
     assert prepare_classification(files, tokenizer, problem_type="regression").summary.numbers["max"] == 3
+    with pytest.raises(DataError, match=r"1 rows cannot be used.*\n.*a.jsonl:30: 'label' is 'n/a', not a finite"):
+        prepare_classification(labelled(tmp_path, [*(n / 8 for n in range(29)), "n/a"]), tokenizer)
     with pytest.raises(DataError, match=r"a.jsonl:2: 'label' is 'much', not a finite number"):
         prepare_classification(labelled(tmp_path, [1.5, "much"]), tokenizer, problem_type="regression")
 

@@ -107,8 +107,32 @@ def test_what_is_wrong_with_files_is_said_at_once(tmp_path, tokenizer):
     with pytest.raises(DataError) as error:
         prepare_token_classification([str(one), str(two), str(tmp_path / "none.jsonl")], tokenizer)
     message = str(error.value)
-    assert f"{one}:2: 1 columns; the lines before have 2" in message and f"{one}:4: 3 columns" in message
-    assert f"{two}:1: 1 columns; a token and its tag are needed" in message and "none.jsonl: no such file" in message
+    assert f"{one}:2: a word and its tag are needed" in message and f"{one}:4: 3 columns" in message
+    assert f"{two}:1: a word and its tag are needed" in message and "none.jsonl: no such file" in message
+
+
+@pytest.mark.parametrize(
+    ("text", "complaint"),
+    [
+        ("lonely\nAda\tB-PER\n", r"a.conll:1: a word and its tag are needed in the first and the last column$"),
+        ("Ada\tB-PER\nmet\t\n", r"a.conll:2: a word and its tag"),
+        ("1\tAda\tB-PER\n2\tsaw\tO\n\n1\tBo\tB-PER\n", r"the first column only numbers the words"),
+    ],
+)
+def test_columns_that_are_no_words_or_no_tags(tmp_path, tokenizer, text, complaint):
+    (tmp_path / "a.conll").write_text(text)
+    with pytest.raises(DataError, match=complaint):
+        prepare_token_classification([str(tmp_path / "a.conll")], tokenizer)
+
+
+def test_white_space_around_cells_is_not_theirs_and_rows_that_no_token_sees_are_left_out(tmp_path, tokenizer):
+    file = tmp_path / "a.conll"
+    file.write_text("\n\n".join(f"Ada{n} \tB-PER \nsaw\tO" for n in range(20)) + "\n\n\u200b\tO\n")
+    prepared = prepare_token_classification([str(file)], tokenizer)
+    assert prepared.labels == ("O", "B-PER") and prepared.summary.entities == {"PER": 12}
+    left_out = prepared.summary.dropped.get("no word has a token", [])
+    assert len(prepared.train) + len(prepared.held_out) + len(left_out) == 21
+    assert all(any(label != -100 for label in labels) for labels in prepared.train["labels"])
 
 
 def test_tags_that_were_not_trained_and_columns_that_are_not_there(tmp_path, tokenizer):

@@ -75,3 +75,7 @@ def test_a_head_for_other_classes_is_refused(tmp_path: Path):
         other = write_adapter(tmp_path / name, labels=theirs)
         with pytest.raises(RunError, match=r"tells apart the classes .*, and .*run a, b"):
             find_other(run, str(other))
+    several = json.loads(labels("a", "b")) | {"problem_type": "multi_label_classification"}
+    other = write_adapter(tmp_path / "several", labels=json.dumps(several))
+    with pytest.raises(RunError, match=r"is of the kind multi_label_classification, and .* of single_label_classif"):
+        find_other(run, str(other))

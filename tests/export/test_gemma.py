@@ -43,12 +43,12 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
     "target, options",
     [
         ("peft", Options(engine="vllm")),
-        ("merged", Options()),
-        ("gguf", Options(number_format="f32")),
+        pytest.param("merged", Options(), marks=pytest.mark.soak),
+        pytest.param("gguf", Options(number_format="f32"), marks=pytest.mark.soak),
         ("gguf", Options(number_format="q8_0")),
         ("gguf-lora", Options()),
-        ("ollama", Options(number_format="bf16")),
-        ("hub", Options(dry_run=True)),
+        pytest.param("ollama", Options(number_format="bf16"), marks=pytest.mark.soak),
+        pytest.param("hub", Options(dry_run=True), marks=pytest.mark.soak),
     ],
 )
 def test_each_target(run: Run, tmp_path: Path, target: str, options: Options):

@@ -11,12 +11,11 @@ from lorafit.cli.output import Output, open_output
 from lorafit.errors import ConfigError, RunError
 
 if TYPE_CHECKING:
-    from datasets import Dataset
     from transformers import PreTrainedModel
 
     from lorafit.evaluate import ClassEvaluation, Evaluation, OtherAdapter, Suite
     from lorafit.run import Run
-    from lorafit.train.rows import OtherRows
+    from lorafit.train.rows import AnyPrepared, OtherRows
 
 
 def eval(
@@ -143,7 +142,7 @@ def _classification(run: "Run", asked: _Asked, out: Output) -> dict[str, Any]:
     recipe = run.recipe
     model, tokenizer, labels = run.load_classifier(adapter=asked.folder)
     prepared = held_out_classes(recipe, tokenizer, labels, model.config.problem_type, asked.files)
-    _check_rows(run, asked.files, prepared.train)
+    _check_rows(run, asked.files, prepared)
     others = prepare_others(recipe, tokenizer, prepared, asked.also)
     evaluation = evaluate_classification(model, prepared, recipe, out, history=_history(run, asked))
     show_class_evaluation(out.console, evaluation, recipe.evaluate.samples)
@@ -162,7 +161,7 @@ def _text(run: "Run", asked: _Asked, out: Output) -> dict[str, Any]:
     model, tokenizer, template = load(adapter=asked.folder)
     if asked.measures_rows:
         prepared = held_out_rows(recipe, tokenizer, template, asked.files)
-        _check_rows(run, asked.files, prepared.train)
+        _check_rows(run, asked.files, prepared)
         others = prepare_others(recipe, tokenizer, prepared, asked.also)
         evaluation = evaluate_text(run, model, tokenizer, template, prepared, out, history=_history(run, asked))
         show_evaluation(out.console, evaluation, recipe.evaluate)
@@ -197,12 +196,20 @@ def _history(run: "Run", asked: _Asked) -> list[dict[str, Any]]:
     return [*run.metrics()] if asked.writes_rows else []
 
 
-def _check_rows(run: "Run", files: list[str], train: "Dataset") -> None:
-    """Refuse rows held out of other data than the run was trained on."""
+def _check_rows(run: "Run", files: list[str], prepared: "AnyPrepared") -> None:
+    """Refuse rows held out of other data than the run was trained on, and others than those it held out."""
     from lorafit.train.rows import fingerprint
 
-    if not files and fingerprint(train) != run.record["data"]["rows_sha256"]:
+    if files:
+        return
+    recorded = run.record["data"]
+    if fingerprint(prepared.train) != recorded["rows_sha256"]:
         raise RunError(
             "the data is not what the run was trained on, so rows held out now may have been trained on then. "
             "Restore the files, or give rows of their own with --data"
+        )
+    if fingerprint(prepared.held_out) != recorded.get("held_out_sha256", fingerprint(prepared.held_out)):
+        raise RunError(
+            "the held-out rows are not those of the run: its validation files have changed. Restore them, or measure "
+            "the new rows with --data"
         )

@@ -23,7 +23,7 @@ def read_conll(path: Path, problems: list[str]) -> Iterator[Record]:
     """
     tokens: list[str] = []
     tags: list[str] = []
-    first, columns, separator = 0, 0, None
+    first, columns, separator, numbered = 0, 0, None, True
     with path.open("rb") as file:
         for number, raw in enumerate(file, start=1):
             try:
@@ -37,17 +37,22 @@ def read_conll(path: Path, problems: list[str]) -> Iterator[Record]:
                 tokens, tags = [], []
                 continue
             separator = separator if columns else "\t" if "\t" in line else None
-            cells = line.split(separator) if separator else line.split()
+            cells = [cell.strip() for cell in line.split(separator)] if separator else line.split()
             if not tokens and line.startswith("# ") and not may_mark(cells[-1]):
                 continue
-            columns = columns or len(cells)
-            if len(cells) != columns or columns < 2:
-                rule = "a token and its tag are needed" if columns < 2 else f"the lines before have {columns}"
-                problems.append(f"{path}:{number}: {len(cells)} columns; {rule}")
+            if len(cells) < 2 or not cells[0] or not cells[-1]:
+                problems.append(f"{path}:{number}: a word and its tag are needed in the first and the last column")
                 continue
+            columns = columns or len(cells)
+            if len(cells) != columns:
+                problems.append(f"{path}:{number}: {len(cells)} columns; the lines before have {columns}")
+                continue
+            numbered = numbered and cells[0] == str(len(tokens) + 1)
             if not tokens:
                 first = number
             tokens.append(cells[0])
             tags.append(cells[-1])
     if tokens:
         yield Record(f"{path}:{first}", {"tokens": tokens, "tags": tags})
+    if columns and numbered:
+        problems.append(f"{path}: the first column only numbers the words; put the words there, as in `word\tTAG`")

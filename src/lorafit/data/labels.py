@@ -12,6 +12,9 @@ ProblemType = Literal["single_label_classification", "multi_label_classification
 """transformers' names of what a head on a text may predict."""
 PROBLEM_TYPES: tuple[ProblemType, ...] = get_args(ProblemType)
 
+MOSTLY = 0.9
+"""Of the labels, that are numbers where some have fractions, before all of them are meant to be."""
+
 Label = str | tuple[str, ...] | float
 """The name of a class; the names of all classes that apply, without order, maybe none; or a number."""
 
@@ -30,9 +33,10 @@ def find_problem_type(values: Iterable[Any], separator: str | None) -> ProblemTy
     present = [value for value in values if value is not None and value != ""]
     if present and all(isinstance(value, list | tuple) for value in present):
         return "multi_label_classification"
-    numbers = [_number(value) for value in present]
-    fractions = any(number is not None and number != math.floor(number) for number in numbers)
-    return "regression" if fractions and None not in numbers else "single_label_classification"
+    numbers = [number for number in map(_number, present) if number is not None]
+    fractions = any(number != math.floor(number) for number in numbers)
+    amounts = fractions and len(numbers) >= MOSTLY * len(present)  # the others are errors, each with its place
+    return "regression" if amounts else "single_label_classification"
 
 
 @dataclass(frozen=True)
@@ -68,7 +72,7 @@ class LabelReader:
             if isinstance(value, str) and self.separator is not None:
                 value = value.split(self.separator)
             several = value if isinstance(value, list | tuple) else [value]
-            return tuple(dict.fromkeys(filter(None, (_class_name(one, self.column) for one in several))))
+            return tuple(sorted({name for one in several if (name := _class_name(one, self.column))}))
         return _class_name(value, self.column) or None
 
 

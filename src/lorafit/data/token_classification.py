@@ -128,11 +128,12 @@ def prepare_token_classification(
     words, tags = _columns([*records, *validation], text_columns, label_column)
     rows, others = (list(_rows(part, words, tags, dropped)) for part in (records, validation))
     names = _tag_names(rows, others, labels)
-    encoded = _encode(rows, tokenizer, max_length)
+    encoded = _with_words(_encode(rows, tokenizer, max_length), dropped)
     if validation_files:
-        train, held_out = encoded, _encode(others, tokenizer, max_length)
+        train, held_out = encoded, _with_words(_encode(others, tokenizer, max_length), dropped)
     else:
-        train, held_out = ([encoded[i] for i in side] for side in split(rows, validation_share, seed))
+        sides = split([example.row for example in encoded], validation_share, seed)
+        train, held_out = ([encoded[i] for i in side] for side in sides)
     columns = Counter(name for record in records for name in record.value)
     summary = _summarize(rows, others, names, train, held_out, max_length, dropped, columns, words, tags)
     ids = {name: i for i, name in enumerate(names)}
@@ -162,7 +163,7 @@ def _summarize(
     lengths = [len(example.input_ids) for example in train]
     marked = mark_entities(names)
     return TagSummary(
-        rows=len(rows) + sum(map(len, dropped.values())),
+        rows=len(rows) + len(dropped.get("no words", ())),
         train_rows=len(train),
         held_out_rows=len(held_out),
         duplicates=len(rows) - len(known),
@@ -288,6 +289,14 @@ def _encode(rows: Sequence[TagRow], tokenizer: "PreTrainedTokenizerBase", max_le
             ids, spans = cut["input_ids"], cut["offset_mapping"]
         encoded.append(_Encoded(row, list(ids), _first_tokens(row.words, text, spans), length))
     return encoded
+
+
+def _with_words(encoded: Sequence[_Encoded], dropped: dict[str, list[str]]) -> list[_Encoded]:
+    """The rows in which a word has a token; of the others the tokenizer sees nothing."""
+    for example in encoded:
+        if not example.words:
+            dropped["no word has a token"].append(example.row.where)
+    return [example for example in encoded if example.words]
 
 
 def _first_tokens(words: Sequence[str], text: str, spans: Iterable[tuple[int, int]]) -> list[int | None]:

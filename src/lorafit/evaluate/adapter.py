@@ -11,7 +11,7 @@ from typing import Any
 
 from lorafit.errors import RunError
 from lorafit.lora.peft_format import find_adapter
-from lorafit.run import LABELS_FILE, TEMPLATE_FILE, Run
+from lorafit.run import LABELS_FILE, SINGLE, TEMPLATE_FILE, Run
 
 CHECKPOINT = re.compile(r"(?:checkpoint-)?(\d+)")
 
@@ -87,14 +87,18 @@ def _check_classes(run: Run, name: str, folder: Path) -> None:
     """Refuse a classifier whose head has other classes, or the same in another order."""
     if run.recipe.task not in ("classification", "token_classification") or not (folder / LABELS_FILE).is_file():
         return
-    ours, theirs = (_classes(place) for place in (run.adapter, folder))
+    (ours, our_kind), (theirs, their_kind) = (_classes(place) for place in (run.adapter, folder))
     if ours != theirs:
         raise RunError(f"{name} tells apart the classes {', '.join(theirs)}, and {run.directory} {', '.join(ours)}")
+    if our_kind != their_kind:
+        raise RunError(f"{name} is of the kind {their_kind}, and {run.directory} of {our_kind}")
 
 
-def _classes(folder: Path) -> list[str]:
-    names = json.loads((folder / LABELS_FILE).read_text(encoding="utf-8"))["id2label"]
-    return [names[str(i)] for i in range(len(names))]
+def _classes(folder: Path) -> tuple[list[str], str]:
+    """Names by their ids, and what a label is."""
+    saved = json.loads((folder / LABELS_FILE).read_text(encoding="utf-8"))
+    names = saved["id2label"]
+    return [names[str(i)] for i in range(len(names))], saved.get("problem_type", SINGLE)
 
 
 def _differences(run: Run, name: str, folder: Path) -> Iterator[str]:

@@ -84,7 +84,8 @@ def class_verdict(
     if overfit := _overfit(list(history)):
         return Verdict("overfitted", f"Overfitted: {overfit} The adapter that was kept: {change}.")
     if high < 0:
-        return Verdict("worse", f"Worse than the base model: {change}. A lower learning rate or cleaner rows may help.")
+        advice = "More steps, or another learning rate, may help."
+        return Verdict("worse", f"Worse than an untrained head: {change}. {advice}")
     if low > 0 and beside.interval[0] > 0:
         return Verdict("improved", f"Improved: {change}.")
     reason = "the interval contains zero" if low <= 0 else "that is no better beyond chance"

@@ -25,7 +25,7 @@ def check(run: Run, options: Options) -> None:
     if options.onto == "original":
         _refuse_loftq(run)
     stored_so = "quantization_config" in whole.base_config(run)
-    quantized = stored_so or run.recipe.model.quantize != "none"
+    quantized = whole.was_quantized(run)
     if options.onto == "dequantized" and not quantized:
         raise ConfigError(
             f"--onto dequantized is for runs on a quantized base, and {run.directory} has model.quantize none: "

@@ -145,7 +145,7 @@ class _Trial:
 
     def __init__(self, loss: DocumentLoss, documents: Sequence[Document]) -> None:
         self.loss = loss
-        windows = [_window(document) for document in documents if len(document)]
+        windows = [_window(document) for document in documents if any(target != IGNORED for target in document.targets)]
         self.windows = (windows * 2)[:TRIED_DOCUMENTS]  # a single document is its own neighbour
         self.plain = self._figures(PLAIN)
 

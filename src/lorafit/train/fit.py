@@ -131,7 +131,8 @@ def _train(
     if isinstance(prepared, Prepared | PreparedSeq2Seq):
         check_references(metrics, (row.answer for row in prepared.held_out_rows if row.answer))
     others = prepare_others(recipe, tokenizer, prepared, recipe.evaluate.also)
-    rows = {"rows_sha256": fingerprint(prepared.train), "summary": prepared.summary.to_dict()}
+    rows: dict[str, Any] = {"rows_sha256": fingerprint(prepared.train), "summary": prepared.summary.to_dict()}
+    rows["held_out_sha256"] = fingerprint(prepared.held_out)
     if run is not None and run.record["data"]["rows_sha256"] != rows["rows_sha256"]:
         raise RunError(
             f"the training rows are not those {run.directory} was started with; resuming would mix two data sets. "

@@ -165,7 +165,7 @@ class TokenClassification:
 
     def beside_adapter(self, rows: PreparedTags) -> dict[str, str]:
         """The tags."""
-        return {LABELS_FILE: _label_file(rows.labels)}
+        return {LABELS_FILE: _label_file(rows.labels, problem_type=TOKEN_CLASSIFICATION)}
 
 
 def _with_fresh_head(

@@ -29,7 +29,7 @@ def base_config(run: Run) -> dict[str, Any]:
 
 def was_quantized(run: Run) -> bool:
     """Whether the run's base weights were quantized in training."""
-    return run.recipe.model.quantize != "none" or "quantization_config" in base_config(run)
+    return run.recipe.model.quantize in ("nf4", "int8") or "quantization_config" in base_config(run)
 
 
 def write_original(run: Run, directory: Path) -> PreTrainedModel:
