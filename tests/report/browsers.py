@@ -20,9 +20,9 @@ PHONE, DESKTOP = (360, 740), (1280, 900)
 FIT = "document.documentElement.scrollWidth <= document.documentElement.clientWidth"
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def browser() -> Iterator:
-    """The browser; tests that ask for it skip without one."""
+    """The browser; tests that ask for it skip without one. Of a module, as two folders have this fixture."""
     if CHROMIUM is None:
         pytest.skip("no chromium is installed")
     from playwright.sync_api import sync_playwright
