@@ -291,6 +291,7 @@ def test_modules_without_parameters_can_be_saved():
     assert torch.equal(output(model, batch("bert")), base)
 
 
+@pytest.mark.filterwarnings("ignore:Accessing the data pointer of FakeTensor:UserWarning")  # a copy looks where it lies
 def test_a_head_saved_whole_is_float32_also_where_a_plan_counts_without_values():
     config = BertConfig(vocab_size=20, hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2)
     found = []
