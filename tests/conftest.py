@@ -4,7 +4,11 @@ import json
 import signal
 from pathlib import Path
 
+import hypothesis
 import pytest
+
+hypothesis.settings.register_profile("lorafit", deadline=None)  # a busy machine is no defect
+hypothesis.settings.load_profile("lorafit")
 
 
 @pytest.fixture(scope="session", autouse=True)
