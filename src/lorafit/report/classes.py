@@ -43,7 +43,11 @@ def confusion(truth: Sequence[str], said: Sequence[str], names: Sequence[str]) -
 
 def precision_recall_f1(matrix: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Of each class; 0 where nothing was said, or nothing is of the class."""
-    right, said, true = np.diag(matrix), matrix.sum(axis=0), matrix.sum(axis=1)
+    return rates(np.diag(matrix), matrix.sum(axis=0), matrix.sum(axis=1))
+
+
+def rates(right: np.ndarray, said: np.ndarray, true: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Precision, recall and F1 of each class; of its rows how many are rightly said, said, and true."""
     return right / np.maximum(said, 1), right / np.maximum(true, 1), 2 * right / np.maximum(said + true, 1)
 
 

@@ -7,9 +7,10 @@ import numpy as np
 from matplotlib.figure import Figure as Canvas
 
 from lorafit.metrics import Scores
+from lorafit.metrics.labels.multi_label_classification import label_counts
 from lorafit.report.beside import Beside
 from lorafit.report.blocks import Block, Figure, Fold, Section, Table, Text
-from lorafit.report.classes import PER_CLASS, PER_CLASS_HEADINGS, beside_majority, classes_section
+from lorafit.report.classes import PER_CLASS, PER_CLASS_HEADINGS, beside_majority, classes_section, rates
 from lorafit.report.drawing import ACCENT, INK, NEUTRAL, draw
 from lorafit.run import Run
 
@@ -79,11 +80,10 @@ def _several(run: Run, samples: Sequence[Mapping[str, Any]]) -> tuple[Section, B
     always = np.zeros_like(truth)
     commonest = int(truth.sum(axis=0).argmax())
     always[:, commonest] = True
-    scores = Scores(_counts(truth, always), _counts(truth, said), "f1")
+    scores = Scores(label_counts(truth, always), label_counts(truth, said), "f1")
     beside = Beside.of(run, "the commonest class", f"Always answering {names[commonest]}", "micro_f1", scores)
-    right, says, true = (truth & said).sum(axis=0), said.sum(axis=0), truth.sum(axis=0)
-    figures = 100 * np.stack([right / np.maximum(says, 1), right / np.maximum(true, 1),
-                              2 * right / np.maximum(says + true, 1)], axis=1)  # fmt: skip
+    true = truth.sum(axis=0)
+    figures = 100 * np.stack(rates((truth & said).sum(axis=0), said.sum(axis=0), true), axis=1)
     rows = [
         [name, f"{summary['classes'][name]:,}", f"{true[i]:,}", *(f"{figure:.1f}" for figure in figures[i])]
         for i, name in enumerate(names)
@@ -162,8 +162,3 @@ def _marks(texts: Sequence[str], names: Sequence[str]) -> np.ndarray | None:
                 return None
             marks[row, ids[name]] = True
     return marks
-
-
-def _counts(truth: np.ndarray, said: np.ndarray) -> np.ndarray:
-    """As `figures.f1` reads it."""
-    return np.stack([(truth & said).sum(axis=1), said.sum(axis=1), truth.sum(axis=1)], axis=1).astype(np.float64)

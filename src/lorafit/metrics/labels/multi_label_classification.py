@@ -18,7 +18,7 @@ def scores(base: np.ndarray, tuned: np.ndarray, targets: np.ndarray) -> dict[str
     known = truth.any(axis=0)
     before_by_class, after_by_class = (_by_class(truth[:, known], said[:, known]) for said in (before, after))
     return {
-        "micro_f1": Scores(_counts(truth, before), _counts(truth, after), "f1"),
+        "micro_f1": Scores(label_counts(truth, before), label_counts(truth, after), "f1"),
         "macro_f1": Scores(before_by_class, after_by_class, "macro_f1"),
         "exact_match": Scores.of_sums((before == truth).all(axis=1), (after == truth).all(axis=1)),
         "loss": Scores.of_sums(cross_entropy(base, targets), cross_entropy(tuned, targets)),
@@ -31,7 +31,9 @@ def beside(tuned: np.ndarray, targets: np.ndarray, names: Sequence[str]) -> tupl
     commonest = int(truth.sum(axis=0).argmax())
     always = np.zeros_like(truth)
     always[:, commonest] = True
-    return f"always answering {names[commonest]!r}", Scores(_counts(truth, always), _counts(truth, tuned > 0), "f1")
+    return f"always answering {names[commonest]!r}", Scores(
+        label_counts(truth, always), label_counts(truth, tuned > 0), "f1"
+    )
 
 
 def answers(logits: np.ndarray, names: Sequence[str]) -> list[str]:
@@ -45,8 +47,8 @@ def cross_entropy(logits: np.ndarray, targets: np.ndarray) -> np.ndarray:
     return (np.maximum(logits, 0) - logits * targets + np.log1p(np.exp(-np.abs(logits)))).mean(axis=1)
 
 
-def _counts(truth: np.ndarray, said: np.ndarray) -> np.ndarray:
-    """Of each row: labels said rightly, said, true; (rows, 3)."""
+def label_counts(truth: np.ndarray, said: np.ndarray) -> np.ndarray:
+    """As `figures.f1` reads it: of each row labels said rightly, said, true; (rows, 3), of (rows, classes) bool."""
     return np.stack([(truth & said).sum(axis=1), said.sum(axis=1), truth.sum(axis=1)], axis=1).astype(np.float64)
 
 
