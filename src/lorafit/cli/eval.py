@@ -208,7 +208,8 @@ def _check_rows(run: "Run", files: list[str], prepared: "AnyPrepared") -> None:
             "the data is not what the run was trained on, so rows held out now may have been trained on then. "
             "Restore the files, or give rows of their own with --data"
         )
-    if fingerprint(prepared.held_out) != recorded.get("held_out_sha256", fingerprint(prepared.held_out)):
+    known = recorded.get("held_out_sha256")  # older runs have none
+    if known is not None and fingerprint(prepared.held_out) != known:
         raise RunError(
             "the held-out rows are not those of the run: its validation files have changed. Restore them, or measure "
             "the new rows with --data"
