@@ -38,8 +38,9 @@ os.environ["OMP_NUM_THREADS"] = "1"
 
 KINDS = ("moment", "line", "torn")
 AGAIN = 1 / 3  # share of children that take a run up and are killed too
-WATCHED = ("files.py", "run.py", "run_lock.py", "train/checkpoint.py", "train/resume.py", "train/callbacks.py",
-           "train/saving.py", "train/random_states.py", "lora/peft_format.py", "tensor_files.py")  # fmt: skip
+WATCHED = ("files.py", "run/directory.py", "run/lock.py", "train/checkpoint.py", "train/resume.py",
+           "train/callbacks.py", "train/saving.py", "train/random_states.py", "lora/peft_format.py",
+           "tensor_files.py")  # fmt: skip
 MACHINE = {"tokens_per_second", "peak_memory_bytes"}
 COMPARED_FIGURES = ("steps", "total_steps", "epochs", "tokens", "best_step", "best_loss", "skipped_steps")
 

@@ -14,11 +14,11 @@ hypothesis.settings.load_profile("lorafit")
 @pytest.fixture(scope="session", autouse=True)
 def auto_is_float32():
     """Tests compare numbers: they are computed alike on every processor, also on those that multiply bfloat16 fast."""
-    from lorafit.models import load
+    from lorafit.models import devices
 
-    asked = load._cpu_multiplies_bf16
+    asked = devices._cpu_multiplies_bf16
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(load, "_cpu_multiplies_bf16", lambda *cpuinfo: asked(*cpuinfo) if cpuinfo else False)
+        patch.setattr(devices, "_cpu_multiplies_bf16", lambda *cpuinfo: asked(*cpuinfo) if cpuinfo else False)
         yield
 
 

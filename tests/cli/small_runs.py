@@ -7,9 +7,10 @@ from typing import Any
 
 import numpy as np
 
+from lorafit.files import write_atomically
 from lorafit.metrics import Scores, measured_to_dict
 from lorafit.recipe import load_recipe
-from lorafit.run import Run, write_atomically
+from lorafit.run import Run
 
 ROWS = "a" * 64
 

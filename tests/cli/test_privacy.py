@@ -133,7 +133,7 @@ def test_a_run_s_error_and_its_page_show_no_secret(capsys, tmp_path, monkeypatch
 
 def test_trackers_are_off_by_default():
     from lorafit.recipe import load_recipe
-    from lorafit.train.trainer import training_arguments
+    from lorafit.train.arguments import training_arguments
 
     settings = load_recipe(model="m/n", data="d.jsonl").train
     made = training_arguments(settings, "/nowhere", steps_in_epoch=2, evaluate=True, on_cpu=True)

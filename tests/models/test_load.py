@@ -1,15 +1,13 @@
-"""Models and tokenizers as they were saved; types and pad tokens by rule; errors in one line."""
+"""Models and tokenizers as they were saved; errors in one line."""
 
 import json
 import socket
-from pathlib import Path
 
 import pytest
 import torch
 
 from lorafit.errors import ConfigError, ModelError
-from lorafit.models import load, load_model, load_tokenizer, pick_device, pick_dtype, resolve
-from lorafit.models.resolve import ResolvedModel
+from lorafit.models import load_model, load_tokenizer, resolve, source
 
 
 @pytest.mark.parametrize("dtype, want", [("fp32", torch.float32), ("bf16", torch.bfloat16), ("fp16", torch.float16)])
@@ -78,7 +76,7 @@ def test_without_the_hub_there_is_one_line_at_once(monkeypatch):
         raise socket.gaierror(-2, "Name or service not known")
 
     monkeypatch.setattr(socket, "getaddrinfo", offline)
-    monkeypatch.setattr(load, "getproxies", dict)
+    monkeypatch.setattr(source, "getproxies", dict)
     resolved = resolve("no-such-org/no-such-model")
     for action in (load_tokenizer, load_model):
         with pytest.raises(ModelError, match=r"no-such-model is not in the hub's cache.*go online.*demo:gemma-3-270m"):
@@ -92,86 +90,6 @@ def test_progress_bars_are_quiet_and_come_back(checkpoint, capfd):
     load_model(resolve(str(checkpoint)), device="cpu")
     assert capfd.readouterr().err == ""
     assert logging.is_progress_bar_enabled()
-
-
-def saved(directory: Path, tokenizer) -> ResolvedModel:
-    tokenizer.save_pretrained(directory)
-    return ResolvedModel("t", str(directory), None, None, "directory")
-
-
-def test_a_spare_token_pads_and_the_vocabulary_stays(tmp_path, small_tokenizer):
-    tokenizer = load_tokenizer(saved(tmp_path, small_tokenizer()))
-    assert (tokenizer.pad_token, tokenizer.eos_token) == ("<|reserved_0|>", "<|endoftext|>")
-    assert len(tokenizer) == 263
-    assert tokenizer(["hello", "hello world"], padding=True).input_ids[0][-1] == tokenizer.pad_token_id == 262
-
-
-def tokenizer_with(tokens: list[str], **special: str):
-    from tokenizers import Tokenizer, models
-    from transformers import PreTrainedTokenizerFast
-
-    unknown = special.get("unk_token", tokens[0])
-    core = Tokenizer(models.WordLevel({token: i for i, token in enumerate(tokens)}, unk_token=unknown))
-    return PreTrainedTokenizerFast(tokenizer_object=core, **special)
-
-
-@pytest.mark.parametrize(
-    "tokens, special, want",
-    [
-        (["a", "<pad>", "</s>", "<unk>"], {"eos_token": "</s>", "unk_token": "<unk>"}, "<pad>"),
-        (["a", "</s>", "<unk>"], {"eos_token": "</s>", "unk_token": "<unk>"}, "<unk>"),
-        (["a", "</s>", "<s>"], {"eos_token": "</s>", "bos_token": "<s>"}, "</s>"),
-        (["a", "<eot>"], {"eos_token": "<eot>", "unk_token": "<eot>", "bos_token": "<eot>"}, "<eot>"),
-        (["a", "</s>", "<mine>"], {"eos_token": "</s>", "pad_token": "<mine>"}, "<mine>"),
-    ],
-)
-def test_the_pad_token_is_one_there_is(tmp_path, tokens, special, want):
-    tokenizer = load_tokenizer(saved(tmp_path, tokenizer_with(tokens, **special)))
-    assert tokenizer.pad_token == want
-    assert len(tokenizer) == len(tokens)
-
-
-def test_a_tokenizer_without_any_end_is_refused(tmp_path):
-    with pytest.raises(ModelError, match="neither a pad nor an end token"):
-        load_tokenizer(saved(tmp_path, tokenizer_with(["a", "b"])))
-
-
-@pytest.mark.parametrize(
-    "flags, fast",
-    [
-        ("flags\t\t: fpu avx2 avx512f avx512_bf16\n", True),
-        ("flags : fpu amx_tile amx_bf16\n", True),
-        ("flags : fpu avx2 avx512f avx512_fp16\n", False),
-        ("Features : asimd bf16\n", False),
-    ],
-)
-def test_the_processor_s_flags_decide(tmp_path, flags, fast):
-    cpuinfo = tmp_path / "cpuinfo"
-    cpuinfo.write_text("processor\t: 0\n" + flags + "bugs : avx512_bf16_not\n")
-    assert load._cpu_multiplies_bf16(cpuinfo) is fast
-    assert load._cpu_multiplies_bf16(tmp_path / "none") is False
-
-
-@pytest.mark.parametrize(
-    "capability, want", [((7, 5), torch.float32), ((8, 0), torch.bfloat16), ((9, 0), torch.bfloat16)]
-)
-def test_the_gpu_s_capability_decides(monkeypatch, capability, want):
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: capability)
-    assert pick_dtype("cuda") is want
-    assert pick_device() == torch.device("cuda")
-
-
-def test_the_cpu_s_type_follows_the_processor(monkeypatch):
-    for fast, want in ((True, torch.bfloat16), (False, torch.float32)):
-        monkeypatch.setattr(load, "_cpu_multiplies_bf16", lambda fast=fast: fast)
-        assert pick_dtype("cpu") is want
-
-
-def test_a_device_that_is_not_there(monkeypatch):
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    with pytest.raises(ConfigError, match=r"device 'cuda'.*use cpu or auto"):
-        pick_device("cuda")
 
 
 def test_an_unknown_type_is_refused(checkpoint):

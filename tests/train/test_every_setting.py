@@ -25,9 +25,10 @@ from lorafit.recipe import Recipe, load_recipe
 from lorafit.recipe.explain import PATHS
 from lorafit.run import Run
 from lorafit.train import train
+from lorafit.train.arguments import training_arguments
 from lorafit.train.rows import prepare_others
 from lorafit.train.tasks import TASKS, class_weights
-from lorafit.train.trainer import LoraTrainer, training_arguments
+from lorafit.train.trainer import LoraTrainer
 
 
 @dataclass(frozen=True)

@@ -12,12 +12,13 @@ from transformers import TrainerCallback
 from lorafit.lora import LoraConfig, adapter_tensors, attach
 from lorafit.recipe import TrainSettings
 from lorafit.run import Run
+from lorafit.train.arguments import total_steps
 from lorafit.train.callbacks import KeepAdapter, StopEarly, WriteMetrics
 from lorafit.train.checkpoint import FILES, checkpoints_in, problems_of, restore_adapters
 from lorafit.train.loss import LabelLoss
 from lorafit.train.resume import put_back
 from lorafit.train.signals import StopOnSignal
-from lorafit.train.trainer import MOST_SKIPPED, LoraTrainer, total_steps
+from lorafit.train.trainer import MOST_SKIPPED, LoraTrainer
 
 
 def adapted(kind="llama", dropout=0.0, **settings):

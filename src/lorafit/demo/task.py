@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import ConfigError
-from ..run import write_atomically
+from ..files import write_atomically
 from .emails import HELD_OUT, TRAINING, write_rows
 
 TRAIN_ROWS = 288

@@ -15,8 +15,8 @@ from lorafit.evaluate.compare import compare
 from lorafit.evaluate.labelled import evaluate_labelled
 from lorafit.evaluate.loss import TOKENS_A_BATCH
 from lorafit.evaluate.results import Results
+from lorafit.files import write_atomically
 from lorafit.metrics import Measured, better, measured_to_dict, spelled, written
-from lorafit.run import write_atomically
 from lorafit.train.fast import PLAIN, FastPath
 
 if TYPE_CHECKING:

@@ -17,10 +17,10 @@ from lorafit.evaluate.loss import TOKENS_A_BATCH, TokenRows
 from lorafit.evaluate.prompts import Asks, Questions
 from lorafit.evaluate.samples import Sample, sample_answers, scored
 from lorafit.evaluate.verdict import Verdict, verdict
+from lorafit.files import write_atomically
 from lorafit.metrics import Measured, Scores, better, measured_to_dict
 from lorafit.metrics.answers import answer_metrics
 from lorafit.models import context_length
-from lorafit.run import write_atomically
 from lorafit.train.fast import PLAIN, FastPath
 
 if TYPE_CHECKING:

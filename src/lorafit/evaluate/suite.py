@@ -16,9 +16,10 @@ import numpy as np
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lorafit.errors import ConfigError, DataError, MissingExtraError
+from lorafit.files import write_atomically
 from lorafit.lora import disabled
 from lorafit.metrics import Scores
-from lorafit.run import Run, write_atomically
+from lorafit.run import Run
 
 if TYPE_CHECKING:
     from lm_eval.tasks import TaskManager

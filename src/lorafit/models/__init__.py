@@ -4,22 +4,20 @@
 imports neither torch nor transformers.
 """
 
+from lorafit.models.devices import dtype_on, pick_device, pick_dtype
 from lorafit.models.load import (
     TOKEN_CLASSIFICATION,
     HeadKind,
     architecture,
     context_length,
-    dtype_on,
     load_classifier,
     load_model,
-    load_tokenizer,
-    pick_device,
-    pick_dtype,
 )
 from lorafit.models.original import original_weights
 from lorafit.models.quantize import is_quantized_already, stored_as
 from lorafit.models.resolve import ResolvedModel, gguf_of, resolve
 from lorafit.models.seq2seq import settle_decoder_start
+from lorafit.models.tokenizer import load_tokenizer
 
 __all__ = [
     "TOKEN_CLASSIFICATION",

@@ -10,6 +10,7 @@ import jinja2
 from markupsafe import Markup
 
 import lorafit
+from lorafit.files import write_atomically
 from lorafit.report.blocks import Page, Section
 from lorafit.report.curves import loss_section, progress_section
 from lorafit.report.elsewhere import elsewhere_section, suite_section
@@ -21,7 +22,7 @@ from lorafit.report.results import main_result, results_of, results_section
 from lorafit.report.rows import data_section
 from lorafit.report.samples import samples_section
 from lorafit.report.setup import setup_section
-from lorafit.run import Run, write_atomically
+from lorafit.run import Run
 
 FILE = "report.html"
 

@@ -7,6 +7,7 @@ from typing import Any
 from matplotlib.figure import Figure as Canvas
 
 import lorafit
+from lorafit.files import write_atomically
 from lorafit.metrics.names import spelled, written
 from lorafit.report.blocks import Block, Figure, Page, Section, Table, Text
 from lorafit.report.comparison import Comparison, compare_runs
@@ -18,7 +19,7 @@ from lorafit.report.page import render
 from lorafit.report.results import Result, interval
 from lorafit.report.setup import shown
 from lorafit.report.which import difference_written
-from lorafit.run import Run, write_atomically
+from lorafit.run import Run
 
 COLOURS = (ACCENT, INK, WARN, NEUTRAL)
 HEADLINES = {

@@ -17,11 +17,12 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lorafit.data import Prepared, PreparedSeq2Seq, Seq2SeqTemplate, Template
 from lorafit.errors import AdapterError, MissingExtraError, ModelError, PlanError, RunError
+from lorafit.files import write_atomically
 from lorafit.lora import count_parameters, restore_adapter, save_adapter, update_norms
 from lorafit.metrics.answers import answer_metrics, check_references
 from lorafit.models import ResolvedModel, context_length, load_tokenizer, resolve
 from lorafit.recipe import Recipe
-from lorafit.run import Run, write_atomically
+from lorafit.run import Run
 from lorafit.train.callbacks import KeepAdapter, ShowProgress, StopEarly, WriteMetrics, best_evaluation
 from lorafit.train.checkpoint import ADAPTER_FILE
 from lorafit.train.fast import PLAIN, FastPath, choose_fast_path

@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import Any
 
 import lorafit
+from lorafit.files import write_atomically
 from lorafit.models import ResolvedModel
 from lorafit.models.cache import cache_directory, sha256
 from lorafit.recipe import Recipe
-from lorafit.run import write_atomically
 from lorafit.train.devices import Device
 
 _log = logging.getLogger(__name__)

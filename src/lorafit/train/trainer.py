@@ -3,7 +3,7 @@
 import math
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +11,14 @@ import torch
 from datasets import Dataset
 from torch import Tensor
 from torch.utils.data import DataLoader
-from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainerState, TrainingArguments
+from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainerState
 from transformers.trainer_callback import PrinterCallback
 
 from lorafit.allocator import give_back_at_once
 from lorafit.errors import RunError
 from lorafit.lora.trainer_bridge import adapters_pointed_out
 from lorafit.recipe import TrainSettings
+from lorafit.train.arguments import training_arguments
 from lorafit.train.batches import MicroBatch, ShuffledSteps, StepCollator
 from lorafit.train.callbacks import StopEarly
 from lorafit.train.checkpoint import (
@@ -28,45 +29,15 @@ from lorafit.train.checkpoint import (
     restore_adapters,
     save_checkpoint,
 )
+from lorafit.train.counters import Counters
 from lorafit.train.footprint import recompute_activations
 from lorafit.train.loss import DocumentLoss, evaluating
 from lorafit.train.memory import peak_memory_bytes
 from lorafit.train.random_states import random_states, restore_random_states
 from lorafit.train.saving import Saving, at_once
 
-TENTH = 0.1
 EVALUATED_AT_ONCE = 256  # held-out rows packed together
 MOST_SKIPPED = 5  # steps in a row that are skipped, then training ends
-
-
-@dataclass
-class Counters:
-    """Sums over the run and, with `new_`, since the last logged step. They live in the checkpoint.
-
-    Attributes:
-        tokens: real tokens seen, prompts included, padding never.
-        seconds: time in forward and backward, without optimizer, evaluation and saving.
-        new_loss: loss summed over trained tokens, in nats.
-        new_trained: those tokens.
-        new_taken: steps that were taken.
-        skipped: steps that were not, as their loss or gradient was not finite.
-        skipped_in_a_row: those since the last that was taken.
-    """
-
-    tokens: int = 0
-    seconds: float = 0.0
-    new_tokens: int = 0
-    new_seconds: float = 0.0
-    new_loss: float = 0.0
-    new_trained: int = 0
-    new_taken: int = 0
-    skipped: int = 0
-    skipped_in_a_row: int = 0
-
-    def restart(self) -> None:
-        """Begin a new logging window."""
-        self.new_tokens = self.new_trained = self.new_taken = 0
-        self.new_seconds = self.new_loss = 0.0
 
 
 class LoraTrainer(Trainer):
@@ -347,56 +318,3 @@ class _EndOnSkipped(TrainerCallback):
     def on_step_end(self, args, state, control, **kwargs) -> None:
         if self.trainer.trouble is not None and self.trainer.gave_up:
             control.should_training_stop = control.should_save = True
-
-
-def training_arguments(
-    settings: TrainSettings, output_dir: str, *, steps_in_epoch: int, evaluate: bool, on_cpu: bool
-) -> TrainingArguments:
-    """The recipe's `train` section as transformers reads it; a whole step is one batch, nothing accumulates there."""
-    total = total_steps(settings, steps_in_epoch)
-    eval_steps = _in_steps(TENTH if settings.eval_steps is None else settings.eval_steps, total)
-    save_steps = eval_steps if settings.save_steps is None else _in_steps(settings.save_steps, total)
-    # transformers renamed gradient_checkpointing; the old name warns where the new one exists.
-    names = {field.name for field in fields(TrainingArguments)}
-    recompute = "activation_checkpointing" if "activation_checkpointing" in names else "gradient_checkpointing"
-    options = {"use_reentrant": False}
-    args = TrainingArguments(
-        output_dir=output_dir,
-        per_device_train_batch_size=settings.per_device_train_batch_size * settings.gradient_accumulation_steps,
-        per_device_eval_batch_size=settings.per_device_eval_batch_size,
-        max_steps=total,
-        learning_rate=settings.learning_rate,
-        lr_scheduler_type=settings.lr_scheduler_type,
-        warmup_steps=settings.warmup_steps,
-        optim=settings.optim,
-        weight_decay=settings.weight_decay,
-        adam_beta1=settings.adam_beta1,
-        adam_beta2=settings.adam_beta2,
-        adam_epsilon=settings.adam_epsilon,
-        max_grad_norm=settings.max_grad_norm,
-        seed=settings.seed,
-        logging_steps=settings.logging_steps,
-        logging_first_step=True,
-        logging_nan_inf_filter=False,
-        eval_strategy="steps" if evaluate else "no",
-        eval_steps=eval_steps,
-        save_strategy="steps",
-        save_steps=save_steps,
-        report_to=list(settings.report_to) or "none",
-        remove_unused_columns=False,
-        disable_tqdm=True,
-        use_cpu=on_cpu,
-        **({recompute: True, f"{recompute}_kwargs": options} if settings.recomputes else {}),
-    )
-    args._n_gpu = min(args.n_gpu, 1)  # one device: DataParallel copies the model each step
-    return args
-
-
-def total_steps(settings: TrainSettings, steps_in_epoch: int) -> int:
-    """Optimizer steps of the whole run."""
-    return settings.max_steps if settings.max_steps > 0 else math.ceil(settings.num_train_epochs * steps_in_epoch)
-
-
-def _in_steps(value: float, total: int) -> int:
-    """A number of steps, or a share of the run, as a number of steps."""
-    return max(1, math.ceil(total * value - 1e-9) if value < 1 else int(value))

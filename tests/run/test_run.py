@@ -6,8 +6,9 @@ import sys
 import pytest
 
 from lorafit.errors import RunError
+from lorafit.files import write_atomically
 from lorafit.recipe import load_recipe
-from lorafit.run import Run, free_directory, write_atomically
+from lorafit.run import Run, free_directory
 
 
 @pytest.fixture
