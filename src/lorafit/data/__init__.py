@@ -16,7 +16,7 @@ from lorafit.data.seq2seq import PreparedSeq2Seq, prepare_seq2seq
 from lorafit.data.seq2seq_summary import Seq2SeqSummary, render_seq2seq
 from lorafit.data.seq2seq_template import Seq2SeqTemplate
 from lorafit.data.show import render
-from lorafit.data.summary import Summary
+from lorafit.data.summary import RowFigures, Summary
 from lorafit.data.tag_summary import TagSummary, render_tags
 from lorafit.data.template import Encoded, Template
 from lorafit.data.token_classification import PreparedTags, TagRow, prepare_token_classification
@@ -34,6 +34,7 @@ __all__ = [
     "ProblemType",
     "Record",
     "Row",
+    "RowFigures",
     "Seq2SeqSummary",
     "Seq2SeqTemplate",
     "Summary",

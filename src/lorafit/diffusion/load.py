@@ -1,14 +1,17 @@
 """Read pipelines that diffusers saved: a directory with `model_index.json`, or its id on the hub. Safetensors only."""
 
 import importlib
-from collections.abc import Iterable
+import logging
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lorafit.diffusion.families import Family, families
 from lorafit.errors import MissingExtraError, ModelError
 from lorafit.models.guard import check_weights
-from lorafit.models.quantize import Quantize
+from lorafit.models.quantize import Quantize, quantization_config, read_by_lorafit
+from lorafit.models.quiet import quiet_transformers
 from lorafit.untrusted import Refused, read_json, short
 
 if TYPE_CHECKING:
@@ -100,7 +103,8 @@ def load_components(
         ModelError: One is missing, its class or its weights are not of the kinds that are read.
         MissingExtraError: diffusers is not installed.
     """
-    return {name: _component(path, name, dtype, quantize, device) for name in names}
+    with quiet():
+        return {name: _component(path, name, dtype, quantize, device) for name in names}
 
 
 def component_class(path: Path, name: str) -> Any:
@@ -145,8 +149,6 @@ def _component(path: Path, name: str, dtype: "torch.dtype", quantize: Quantize, 
     if quantize == "none":
         model.to(device)
     else:
-        from lorafit.models.quantize import read_by_lorafit
-
         read_by_lorafit(model)
     return model.eval().requires_grad_(False)
 
@@ -158,8 +160,6 @@ def _variant(file: Path) -> str | None:
 
 
 def _quantized(quantize: Quantize, dtype: "torch.dtype", device: str) -> dict[str, Any]:
-    from lorafit.models.quantize import quantization_config
-
     theirs = quantization_config(quantize, dtype).to_dict()
     fields = {key: value for key, value in theirs.items() if key.startswith(("load_in", "bnb_4bit_", "llm_int8"))}
     fields.pop("bnb_4bit_quant_storage", None)
@@ -187,9 +187,35 @@ def load_pipeline(path: Path, dtype: "torch.dtype", **components: Any) -> Any:
     loaded = load_components(path, [name for name in names if has_component(path, name)], dtype)
     missing = dict.fromkeys(name for name in names if name not in loaded)
     settings = {key: value for key, value in index.items() if not key.startswith("_") and not isinstance(value, list)}
-    pipeline = getattr(diffusers(), index["_class_name"])(**{**missing, **settings, **extra, **loaded, **components})
+    with quiet():
+        own = getattr(diffusers(), index["_class_name"])
+        pipeline = own(**{**missing, **settings, **extra, **loaded, **components})
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """No progress bars inside (local files take a second), and nothing of image processors that are not used."""
+    logger = logging.getLogger("transformers")
+    theirs = diffusers().utils.logging
+
+    def says_something(record: logging.LogRecord) -> bool:
+        return "requires torchvision" not in record.getMessage()
+
+    was_shown = theirs.is_progress_bar_enabled()
+    handlers = list(logger.handlers)
+    for handler in handlers:
+        handler.addFilter(says_something)
+    theirs.disable_progress_bar()
+    try:
+        with quiet_transformers():
+            yield
+    finally:
+        for handler in handlers:
+            handler.removeFilter(says_something)
+        if was_shown:
+            theirs.enable_progress_bar()
 
 
 def diffusers() -> Any:

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lorafit.diffusion.batches import Document, FixedDraw, PictureBatch
+from lorafit.diffusion.batches import Document, FixedDraw, PictureBatch, PictureCollator
 from lorafit.diffusion.model import TextToImageModel
 from lorafit.diffusion.process import Levels, Process
 from lorafit.recipe.diffusion_settings import DiffusionSettings
@@ -49,22 +49,16 @@ class PictureLoss:
             self.model.denoiser,
             self.process.noisy(latents, noise, levels).to(dtype),
             self.process.timesteps[levels].to(device),
-            self.texts(batch),
+            self.model.texts(batch.texts),
             batch.sizes,
             self.settings.guidance,
         )
         errors = (predicted.to(wide) - self.process.target(latents, noise, levels)).square().mean(dim=(1, 2, 3))
         return errors * self.weights(batch, levels).to(errors)
 
-    def texts(self, batch: PictureBatch) -> dict[str, Tensor]:
-        """What text encoders say of the captions: kept, or said now by those that are trained."""
-        dtype, found = self.model.dtype, dict[str, Tensor]()
-        trained = self.model.text_encoders
-        for encoder in self.model.family.encoders:
-            if encoder.name in trained:
-                found |= encoder.embed(trained[encoder.name], batch.texts[f"{encoder.name}.ids"])
-        found |= {name: value for name, value in batch.texts.items() if value.is_floating_point()}
-        return {name: value.to(dtype) for name, value in found.items()}
+    def collator(self, token_budget: int, rows: int, *, packed: bool, share_prefix: bool) -> PictureCollator:
+        """Pictures of one size together."""
+        return PictureCollator(token_budget, rows)
 
     def weights(self, batch: PictureBatch, levels: Tensor) -> Tensor:
         """What each picture counts, (batch,)."""

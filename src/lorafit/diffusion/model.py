@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from lorafit.diffusion.families import Family
 
@@ -44,6 +44,18 @@ class TextToImageModel(nn.Module):
     def dtype(self) -> torch.dtype:
         """Of the denoiser's weights that are not quantized."""
         return next(p.dtype for p in self.denoiser.parameters() if p.is_floating_point() and not p.requires_grad)
+
+    def texts(self, kept: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """What text encoders say, in the denoiser's dtype: as it was kept, or said now by those that are trained.
+
+        Args:
+            kept: `<component>.hidden` and `.pooled`, or `<component>.ids` (batch, tokens) of those that are trained.
+        """
+        found = {name: value for name, value in kept.items() if value.is_floating_point()}
+        for encoder in self.family.encoders:
+            if encoder.name in self.text_encoders:
+                found |= encoder.embed(self.text_encoders[encoder.name], kept[f"{encoder.name}.ids"])
+        return {name: value.to(self.dtype) for name, value in found.items()}
 
     def activation_checkpointing_enable(
         self, activation_checkpointing_kwargs: dict[str, Any] | None = None, **others: Any

@@ -5,7 +5,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lorafit.data.kinds import KINDS
 from lorafit.data.summary import RowFigures, length_figures, length_histogram
@@ -16,6 +16,9 @@ from lorafit.diffusion.reader import PipelineFiles
 from lorafit.diffusion.rows import Fitted, PictureRows
 from lorafit.errors import DataError
 from lorafit.recipe import Recipe
+
+if TYPE_CHECKING:
+    from lorafit.diffusion.encode import Encoded
 
 LEAST_TO_SPLIT = 8  # pictures; of fewer none is held out, as each counts in training
 MOST_HELD_OUT = 500
@@ -45,7 +48,7 @@ class PictureSummary(RowFigures):
         return {**asdict(self), "sample": [[text, trained] for text, trained in self.sample]}
 
 
-@dataclass(frozen=True)
+@dataclass
 class PreparedPictures:
     """Pictures ready to be encoded.
 
@@ -54,12 +57,16 @@ class PreparedPictures:
         held_out: rows to measure, each at several noise levels.
         held_out_rows: their pictures, in that order.
         summary: the figures to show before training.
+        files: of the base model.
+        encoded: what the denoiser reads of them, once they are.
     """
 
     train: PictureRows
     held_out: PictureRows
     held_out_rows: list[Picture]
     summary: PictureSummary
+    files: PipelineFiles
+    encoded: "Encoded | None" = None
 
 
 def prepare_pictures(recipe: Recipe, files: PipelineFiles, *, folders: Sequence[str] = ()) -> PreparedPictures:
@@ -96,7 +103,8 @@ def prepare_pictures(recipe: Recipe, files: PipelineFiles, *, folders: Sequence[
     fitted, beside, measured = (_fitted(some, recipe, files) for some in (train, prior, held_out))
     rows = PictureRows(fitted, beside)
     summary = _summary(total, rows, held_out, dropped, files.factor)
-    return PreparedPictures(rows, PictureRows(measured, measured=settings.validation_timesteps), held_out, summary)
+    measuring = PictureRows(measured, measured=settings.validation_timesteps)
+    return PreparedPictures(rows, measuring, held_out, summary, files)
 
 
 def split(pictures: Sequence[Picture], share: float, seed: int) -> tuple[list[Picture], list[Picture]]:

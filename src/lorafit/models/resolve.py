@@ -41,20 +41,25 @@ class ResolvedModel:
 
 
 def resolve(
-    reference: str, *, revision: str | None = None, on_message: Callable[[str], None] = _log.warning
+    reference: str,
+    *,
+    revision: str | None = None,
+    pipeline: bool = False,
+    on_message: Callable[[str], None] = _log.warning,
 ) -> ResolvedModel:
     """Find a base model; a GGUF file is converted at the first time, which takes a minute or more.
 
     Args:
         reference: a hub id, a directory, a GGUF file or a `demo:` name.
         revision: branch, tag or commit, for a hub id.
+        pipeline: whether a pipeline of diffusers is wanted, which is a directory or a hub id.
         on_message: takes a line for the user before long work.
 
     Raises:
         ModelError: nothing is there, or something that is no base model; says what it is and what to give.
         MissingExtraError: an optional package is needed; says how to install it.
     """
-    found = _local(reference, on_message)
+    found = _local(reference, on_message, pipeline)
     if found is None:
         return ResolvedModel(reference, reference, revision, None, "hub")
     if revision is not None:
@@ -77,8 +82,10 @@ def gguf_of(resolved: ResolvedModel) -> Iterator[Path | None]:
     yield Path(resolved.reference).expanduser() if resolved.kind == "gguf" else None
 
 
-def _local(reference: str, on_message: Callable[[str], None]) -> ResolvedModel | None:
+def _local(reference: str, on_message: Callable[[str], None], pipeline: bool) -> ResolvedModel | None:
     """What lies on this machine; None for a hub id."""
+    if pipeline and (reference.startswith("demo:") or reference.endswith(".gguf")):
+        raise ModelError(f"{reference} is a language model, and task text_to_image needs a pipeline of diffusers")
     if reference.startswith("demo:"):
         directory, notice = find_demo(reference, on_message)
         return ResolvedModel(reference, str(directory), None, notice, "demo")
@@ -90,7 +97,7 @@ def _local(reference: str, on_message: Callable[[str], None]) -> ResolvedModel |
     except (OSError, ValueError) as error:
         raise ModelError(f"{short(reference)} cannot be looked for: {error}") from None
     if path.is_dir():
-        _check_directory(path)
+        _check_directory(path, pipeline)
         return ResolvedModel(reference, str(path), None, None, "directory")
     if path.is_file():
         return _gguf(reference, path, on_message)
@@ -102,9 +109,16 @@ def _local(reference: str, on_message: Callable[[str], None]) -> ResolvedModel |
     raise ModelError(f"There is no model at {reference}: {hint}")
 
 
-def _check_directory(path: Path) -> None:
-    if (path / "config.json").is_file():
-        return
+def _check_directory(path: Path, pipeline: bool) -> None:
+    is_pipeline = (path / "model_index.json").is_file()
+    if is_pipeline or (path / "config.json").is_file():
+        if is_pipeline == pipeline:
+            return
+        raise ModelError(
+            f"{path} is a pipeline of diffusers: set task: text_to_image"
+            if is_pipeline
+            else f"{path} has no model_index.json, so it is no pipeline of diffusers, which task text_to_image needs"
+        )
     if (path / "run.json").is_file():
         raise ModelError(f"{path} is a run of lorafit, not a base model: use it as `lorafit generate {path}`")
     if (path / "adapter_config.json").is_file():

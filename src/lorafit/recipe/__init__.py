@@ -7,6 +7,7 @@ reports every mistake at once, `commented` writes the file that `lorafit init` g
 from lorafit.recipe.commented import commented_recipe
 from lorafit.recipe.load import load_recipe
 from lorafit.recipe.settings import (
+    PICTURES,
     DataSettings,
     EvaluateSettings,
     LoraSettings,
@@ -14,9 +15,12 @@ from lorafit.recipe.settings import (
     Recipe,
     TrainSettings,
 )
+from lorafit.recipe.diffusion_settings import DiffusionSettings
 
 __all__ = [
+    "PICTURES",
     "DataSettings",
+    "DiffusionSettings",
     "EvaluateSettings",
     "LoraSettings",
     "ModelSettings",

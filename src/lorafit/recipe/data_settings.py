@@ -14,7 +14,8 @@ class DataSettings(Settings):
 
     train_files: Places = Field(
         min_length=1,
-        description="Files (.jsonl .json .csv .txt .parquet) or a hub data set id; one, or a list.",
+        description="Files (.jsonl .json .csv .txt .parquet) or a hub data set id; one, or a list. text_to_image: a "
+        "folder of pictures, with captions in metadata.jsonl or in text files of their names.",
     )
     validation_files: Places = Field(
         default_factory=list, description="Files to measure on instead of a share of train_files."

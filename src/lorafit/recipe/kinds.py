@@ -31,6 +31,11 @@ def dtype_name(value: Any) -> Any:
     )
 
 
+def one_word(value: Any) -> Any:
+    """text-to-image is text_to_image."""
+    return value.replace("-", "_") if isinstance(value, str) else value
+
+
 def on_or_off(value: Any) -> Any:
     """YAML 1.2 reads on and off as words."""
     return {"on": True, "off": False}.get(value, value) if isinstance(value, str) else value

@@ -25,7 +25,8 @@ class LoraSettings(Settings):
     target_modules: str | list[str] | None = Field(
         default="all-linear",
         description="Which layers get an adapter: all-linear (every linear layer but the head), a list of name "
-        "endings, a regular expression, or null for what PEFT takes for the architecture. Attention alone learns less.",
+        "endings, a regular expression, or null for what PEFT takes for the architecture. Attention alone learns less. "
+        "text_to_image: null, and what is taken where nothing is said, is the attention's projections.",
     )
     exclude_modules: str | list[str] | None = Field(
         default=None,

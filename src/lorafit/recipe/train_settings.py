@@ -34,7 +34,7 @@ class TrainSettings(Settings):
         default="auto",
         description="Tokens computed at a time: the rows of a batch are packed without padding into micro-batches of "
         "at most so many (a longer row goes alone). Sets the memory, not the result. auto is 1024 on a processor, up "
-        "to 8192 on a GPU, or the most that fits into memory.",
+        "to 8192 on a GPU, or the most that fits into memory. text_to_image: positions of latents.",
     )
     memory: str | None = Field(
         default=None,

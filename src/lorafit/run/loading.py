@@ -131,9 +131,11 @@ class Run(RunDirectory):
             ModelError: It is there no more.
         """
         from lorafit.models import resolve
+        from lorafit.recipe import PICTURES
 
         base = self.record["model"]
-        return resolve(base["reference"], revision=base["revision"])
+        pipeline = self.recipe.task == PICTURES
+        return resolve(base["reference"], revision=base["revision"], pipeline=pipeline)
 
     def _base(self, *tasks: str) -> "tuple[ResolvedModel, PreTrainedTokenizerBase, ModelSettings]":
         """Base model and tokenizer of a run that has an adapter for one of `tasks`."""

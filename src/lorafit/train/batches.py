@@ -4,7 +4,7 @@ import itertools
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -193,6 +193,24 @@ def padded_tokens(documents: Sequence[Document]) -> int:
     return len(documents) * longest
 
 
+class Collator(Protocol):
+    """Splits the rows of one optimizer step into micro-batches.
+
+    Attributes:
+        rows: the most of them in a micro-batch.
+    """
+
+    rows: int
+
+    def __call__(self, rows: Sequence[Any], /) -> dict[str, Any]:
+        """`micro_batches`, `tokens` of all rows, and `trained`: how many losses the step's is a mean over."""
+        ...
+
+    def heaviest(self, rows: Any, /) -> list[int]:
+        """Which rows make the largest micro-batch."""
+        ...
+
+
 @dataclass
 class StepCollator:
     """Splits the rows of one optimizer step into micro-batches.
@@ -231,6 +249,11 @@ class StepCollator:
             + sum(len(document) for document in documents if document.source is not None),
             "trained": sum(len(micro_batch.targets) for micro_batch in micro_batches),
         }
+
+    def heaviest(self, rows: Any) -> list[int]:
+        """The longest rows of a data set."""
+        lengths = [len(ids) + len(labels) for ids, labels in zip(rows["input_ids"], rows["labels"], strict=True)]
+        return sorted(range(len(rows)), key=lambda i: -lengths[i])[: self.rows]
 
     def _packs(self, documents: list[Document]) -> list[list[Document]]:
         """Best fit, longest first: into the fullest pack that still has room."""

@@ -34,6 +34,7 @@ from lorafit.files import (
 )
 from lorafit.lora import list_adapters, restore_adapter, save_adapter
 from lorafit.tensor_files import save_tensors
+from lorafit.train.average import AVERAGE
 from lorafit.train.random_states import random_states
 
 ADAPTER_FILE, CONFIG_FILE, BEST_FILE = "adapter_model.safetensors", "adapter_config.json", "best_adapter.safetensors"
@@ -114,9 +115,9 @@ def restore_adapters(directory: Path, model: nn.Module) -> None:
 
 
 def kept_adapter(directory: Path) -> Path:
-    """The file with the adapter that the run kept when this was written: the best, or the present one."""
-    best = directory / BEST_FILE
-    return best if best.exists() else directory / ADAPTER_FILE
+    """The file with the adapter that the run kept when this was written: the best, or the present one (its average)."""
+    kept = (directory / BEST_FILE, directory / AVERAGE / ADAPTER_FILE, directory / ADAPTER_FILE)
+    return next(file for file in kept if file.exists())
 
 
 def read_trainer_state(directory: Path) -> TrainerState:

@@ -17,14 +17,14 @@ from transformers import PreTrainedModel
 from lorafit.lora.graft import graft, ungraft
 from lorafit.train.batches import IGNORED, Document, MicroBatch
 from lorafit.train.first_tokens import FirstTokenLayer, find_last_layer
-from lorafit.train.loss import ROUNDING, LinearHead, evaluating
+from lorafit.train.loss import ROUNDING, LinearHead, TokenLoss, evaluating
 
 Pooled = Literal["first", "last"]
 
 SINGLE = "single_label_classification"
 
 
-class ClassificationLoss:
+class ClassificationLoss(TokenLoss):
     """Loss of the label of each document in a micro-batch; the calling convention is `LabelLoss`'s.
 
     It is that of transformers' heads for the model's `problem_type`: cross entropy of one class, the mean over classes

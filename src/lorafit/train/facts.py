@@ -108,6 +108,9 @@ class Facts:
         stored: how the checkpoint is quantized already; None for one that is not.
         converted: whether its files hold another dtype; else they are mapped into memory as they are.
         program: bytes of Python and its libraries, tokenizer and rows; 0 on a device of its own.
+        preparing: bytes at another moment, before the model is loaded: encoding pictures.
+        evaluating: bytes beyond the weights at another moment: drawing samples.
+        work: FLOPs of forward and backward a token, where the number of weights does not tell them.
         trace: finds the activations a token, with or without recomputing them.
         traced: what it has found.
     """
@@ -124,6 +127,9 @@ class Facts:
     converted: bool
     program: int
     trace: Callable[[bool], float]
+    preparing: int = 0
+    evaluating: int = 0
+    work: float | None = None
     traced: dict[bool, float] = field(default_factory=dict)
 
     def activations_a_token(self, recompute: bool) -> float:
@@ -167,6 +173,9 @@ class Facts:
             "stored": self.stored,
             "converted": self.converted,
             "program": self.program,
+            "preparing": self.preparing,
+            "evaluating": self.evaluating,
+            "work": self.work,
             "traced": {str(recompute): found for recompute, found in self.traced.items()},
         }
 
@@ -176,6 +185,7 @@ class Facts:
         traced = {name == "True": found for name, found in values["traced"].items()}
         rows = Rows(**{name: np.array(sizes, dtype=np.int64) for name, sizes in values["rows"].items()})
         plain = "hidden_size", "vocabulary", "whole_logits", "fast", "device_type", "stored", "converted", "program"
+        plain += "preparing", "evaluating", "work"
         kept = {name: values[name] for name in plain}
         weights, dtype = Weights(**values["weights"]), getattr(torch, values["dtype"])
         return cls(rows=rows, weights=weights, dtype=dtype, trace=trace, traced=traced, **kept)

@@ -9,6 +9,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -100,7 +101,7 @@ def choose_fast_path(
         on_notice: told what is left off, one line a part.
     """
     name = type(loss.model).__name__
-    trial = _Trial(loss, documents)
+    trial = _Trial(loss, _windows(documents))
     if not loss.can_pack and not any(document.source for document in documents):  # which are always padded
         on_notice(f"{name} cannot tell documents in one row apart: batches are padded instead, sorted by length.")
     attention = loss.can_pack and can_attend_by_document(loss.model)
@@ -140,13 +141,39 @@ def _packing(trial: "_Trial", kept: FastPath, whole: FastPath, name: str, on_not
     return kept
 
 
+def choose_update(
+    loss: DocumentLoss, batches: Sequence[Any], on_notice: Callable[[str], None] = lambda line: None
+) -> FastPath:
+    """The fast path of a model of no tokens: its LoRA layers as one operation, where that is exact.
+
+    Args:
+        loss: the loss that training will use.
+        batches: a few micro-batches whose losses do not depend on chance.
+        on_notice: told if it is left off.
+    """
+    fast = replace(PLAIN, update=True)
+    if (error := _Trial(loss, lambda path: batches).error_of(fast)) is None:
+        return fast
+    on_notice(f"{type(loss.model).__name__}: {NAMES['update']} is off, {error}.")
+    return PLAIN
+
+
+def _windows(documents: Sequence[Document]) -> Callable[[FastPath], Sequence[Any]]:
+    """A few short documents as micro-batches."""
+    windows = [_window(document) for document in documents if any(target != IGNORED for target in document.targets)]
+    windows = (windows * 2)[:TRIED_DOCUMENTS]  # a single document is its own neighbour
+
+    def batches(path: FastPath) -> Sequence[Any]:
+        return [pack(windows, share_prefix=path.prefix)] if path.packed else [pad([window]) for window in windows]
+
+    return batches
+
+
 class _Trial:
     """Losses and gradients of a few short documents, by the plain model and by others."""
 
-    def __init__(self, loss: DocumentLoss, documents: Sequence[Document]) -> None:
-        self.loss = loss
-        windows = [_window(document) for document in documents if any(target != IGNORED for target in document.targets)]
-        self.windows = (windows * 2)[:TRIED_DOCUMENTS]  # a single document is its own neighbour
+    def __init__(self, loss: DocumentLoss, batches: Callable[[FastPath], Sequence[Any]]) -> None:
+        self.loss, self.batches = loss, batches
         self.plain = self._figures(PLAIN)
 
     def error_of(self, path: FastPath) -> str | None:
@@ -168,10 +195,7 @@ class _Trial:
         model, loss = self.loss.model, self.loss
         trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
         with evaluating(model), torch.enable_grad(), _nonzero(trained), path.on(loss):
-            batches = (
-                [pack(self.windows, share_prefix=path.prefix)] if path.packed else [pad([w]) for w in self.windows]
-            )
-            losses = torch.cat([loss(batch.to(model.device)) for batch in batches])
+            losses = torch.cat([loss(batch.to(model.device)) for batch in self.batches(path)])
             gradients = torch.autograd.grad(losses.sum(), trained, allow_unused=True)
         return [losses.detach()], [gradient for gradient in gradients if gradient is not None]
 

@@ -9,23 +9,23 @@ from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
-from datasets import Dataset
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel
 
-from lorafit.data import Prepared, PreparedSeq2Seq, Seq2SeqTemplate, Template
-from lorafit.errors import AdapterError, MissingExtraError, ModelError, PlanError, RunError
+from lorafit.data import Prepared, PreparedSeq2Seq, RowFigures, Seq2SeqTemplate, Template
+from lorafit.errors import AdapterError, MissingExtraError, PlanError, RunError
 from lorafit.files import write_atomically
 from lorafit.lora import count_parameters, restore_adapter, save_adapter, update_norms
 from lorafit.metrics.answers import answer_metrics, check_references
-from lorafit.models import ResolvedModel, context_length, load_tokenizer, resolve
+from lorafit.models import ResolvedModel, resolve
 from lorafit.recipe import Recipe
 from lorafit.run import Run
+from lorafit.train.average import UpdateAverage, add_average, kept_name, settle_average
 from lorafit.train.callbacks import KeepAdapter, ShowProgress, StopEarly, WriteMetrics, best_evaluation
 from lorafit.train.checkpoint import ADAPTER_FILE
-from lorafit.train.fast import PLAIN, FastPath, choose_fast_path
+from lorafit.train.fast import PLAIN, FastPath
 from lorafit.train.memory import peak_memory_bytes, release_memory
 from lorafit.train.plan import Plan
 from lorafit.train.planned import plan_run
@@ -34,14 +34,10 @@ from lorafit.train.rows import AnyPrepared, OtherRows, fingerprint, longest_row,
 from lorafit.train.saving import PatientSaving, reason_of
 from lorafit.train.signals import StopOnSignal
 from lorafit.train.start import start
-from lorafit.train.tasks import TASKS, check_optimizer
+from lorafit.train.tasks import check_optimizer, task_of
 from lorafit.train.trainer import LoraTrainer
 
-if TYPE_CHECKING:
-    from lorafit.data import ClassSummary, Summary, TagSummary
-
 REHEARSED = ("cuda", "mps", "xpu")  # devices whose memory running out is an exception
-TRIED_ROWS = 2  # first rows, on which the fast path is tried
 
 
 @dataclass
@@ -50,16 +46,16 @@ class Trained:
 
     Attributes:
         run: the run directory.
-        model: in evaluation mode, carrying the adapter that lies in `run.adapter`.
-        tokenizer: of the base model.
+        model: in evaluation mode, carrying the adapter that lies in `run.adapter`; of pictures a `TextToImageModel`.
+        tokenizer: of the base model; of pictures the `PipelineFiles`.
         prepared: the rows, held-out ones included.
         interrupted: whether a signal ended training before its end; `--resume` goes on.
         others: rows of other domains to measure beside the held-out ones.
     """
 
     run: Run
-    model: PreTrainedModel
-    tokenizer: PreTrainedTokenizerBase
+    model: Any
+    tokenizer: Any
     prepared: AnyPrepared
     interrupted: bool
     others: list[OtherRows] = field(default_factory=list)
@@ -76,7 +72,7 @@ def train(
     *,
     resume: bool = False,
     force: bool = False,
-    on_summary: "Callable[[Summary | ClassSummary | TagSummary], None]" = lambda summary: None,
+    on_summary: Callable[[RowFigures], None] = lambda summary: None,
     on_plan: Callable[[Plan], None] = lambda plan: None,
     on_notice: Callable[[str], None] | None = None,
 ) -> Trained:
@@ -109,7 +105,7 @@ def _train(
     recipe: Recipe,
     resume: bool,
     force: bool,
-    on_summary: "Callable[[Summary | ClassSummary | TagSummary], None]",
+    on_summary: Callable[[RowFigures], None],
     on_plan: Callable[[Plan], None],
     notice: Callable[[str], None],
     progress: ShowProgress,
@@ -122,12 +118,12 @@ def _train(
     if run is None and recipe.output_dir is not None:
         Run(Path(recipe.output_dir)).check_free()  # before any work
     check_optimizer(recipe)
-    metrics = answer_metrics(recipe.evaluate.metrics)
-    resolved = resolve(reference, revision=recipe.model.revision, on_message=notice)
+    metrics, task = answer_metrics(recipe.evaluate.metrics), task_of(recipe)
+    resolved = resolve(reference, revision=recipe.model.revision, pipeline=task.pipeline, on_message=notice)
     if resolved.notice:
         notice(resolved.notice)
-    tokenizer = load_tokenizer(resolved, trust_remote_code=recipe.model.trust_remote_code)
-    prepared = TASKS[recipe.task].prepare(recipe, tokenizer)
+    tokenizer = task.reader(resolved, recipe)
+    prepared = task.prepare(recipe, tokenizer)
     on_summary(prepared.summary)
     if isinstance(prepared, Prepared | PreparedSeq2Seq):
         check_references(metrics, (row.answer for row in prepared.held_out_rows if row.answer))
@@ -164,7 +160,7 @@ class _Fit:
     run: Run
     recipe: Recipe
     resolved: ResolvedModel
-    tokenizer: PreTrainedTokenizerBase
+    tokenizer: Any
     prepared: AnyPrepared
     progress: ShowProgress
     notice: Callable[[str], None]
@@ -195,9 +191,11 @@ class _Fit:
             self.notice(f"run.json could not be told that the run is {state}: {reason_of(reason)}")
 
     def fit(self, resume: bool) -> Trained:
-        task = TASKS[self.recipe.task]
-        model = task.adapted_model(self.resolved, self.recipe, self.tokenizer, self.prepared)
-        self.check_lengths(model)
+        task = task_of(self.recipe)
+        model = task.adapted_model(self.resolved, self.recipe, self.tokenizer, self.prepared, self.notice)
+        task.check_lengths(self.resolved, self.recipe, model, self.prepared)
+        if self.recipe.diffusion.ema_decay is not None:
+            add_average(model)
         checkpoint = newest_whole_checkpoint(self.run, self.notice) if resume else None
         if resume:
             put_back(self.run, checkpoint, task.beside_adapter(self.prepared))
@@ -206,8 +204,9 @@ class _Fit:
         self.run.update(computed_with=computed_with(model.device))
         started = time.monotonic()
         with StopOnSignal() as stop, ExitStack() as cleanup:
-            use_cache = model.config.use_cache  # the Trainer turns it off; generation wants it
-            cleanup.callback(lambda: setattr(model.config, "use_cache", use_cache))
+            if isinstance(model, PreTrainedModel):
+                use_cache = model.config.use_cache  # the Trainer turns it off; generation wants it
+                cleanup.callback(lambda: setattr(model.config, "use_cache", use_cache))
             trainer = self.rehearsed(lambda: self.trainer(model, stop))
             cleanup.enter_context(self.fast.on(trainer.loss))
             trainer.train_from(checkpoint)
@@ -243,38 +242,20 @@ class _Fit:
             words = ", ".join(f"train.{name} {str(value).lower()}" for name, value in change.items())
             self.notice(f"Memory ran out on the largest batch, before the first step: going on with {words}.")
 
-    def check_lengths(self, model: PreTrainedModel) -> None:
-        context, data = context_length(model), self.recipe.data
-        limits = {"row": ("input_ids", "max_length", data.max_length)}
-        if isinstance(self.prepared, PreparedSeq2Seq):
-            template = self.prepared.template
-            limits = {
-                "source": ("input_ids", "max_length", template.max_length),
-                "target": ("labels", "max_target_length", template.max_target_length),
-            }
-        for what, (column, setting, limit) in limits.items():
-            if context is None or context >= limit:
-                continue
-            longest = max(longest_row(rows, column) for rows in (self.prepared.train, self.prepared.held_out))
-            if longest > context:
-                raise ModelError(
-                    f"{self.resolved.reference} reads {context} tokens and the longest {what} has {longest}: set "
-                    f"data.{setting} to at most {context}"
-                )
-
-    def trainer(self, model: PreTrainedModel, stop: StopOnSignal) -> LoraTrainer:
+    def trainer(self, model: Any, stop: StopOnSignal) -> LoraTrainer:
         settings, held_out = self.recipe.train, self.prepared.held_out if len(self.prepared.held_out) else None
-        task = TASKS[self.recipe.task]
+        task = task_of(self.recipe)
         loss = task.loss(model, self.recipe, self.prepared)
-        documents = [loss.document(self.prepared.train[i]) for i in range(min(TRIED_ROWS, len(self.prepared.train)))]
-        self.fast = choose_fast_path(loss, documents, self.notice) if settings.fast else PLAIN
+        self.fast = task.fast_path(loss, self.prepared, self.notice) if settings.fast else PLAIN
         self.run.update(
             fast=self.fast.to_dict(),
             parameters=dict(zip(("trainable", "all"), count_parameters(model), strict=True)),
         )
         keep_best = held_out is not None and settings.load_best_model_at_end
         keep = KeepAdapter(lambda: self.saving(lambda: self.save_adapter(model)), best=keep_best)
-        callbacks: list[Any] = [WriteMetrics(self.run, self.saving), keep]
+        average = self.recipe.diffusion.ema_decay
+        callbacks: list[Any] = [] if average is None else [UpdateAverage(model, average)]
+        callbacks += [WriteMetrics(self.run, self.saving), keep]
         if settings.early_stopping_patience is not None:
             callbacks.append(StopEarly(settings.early_stopping_patience, settings.early_stopping_threshold))
         trainer = LoraTrainer(
@@ -286,7 +267,13 @@ class _Fit:
             loss=loss,
             packed=self.fast.packed,
             share_prefix=self.fast.prefix,
-            callbacks=[*callbacks, stop, self.progress],
+            callbacks=[
+                *callbacks,
+                *task.callbacks(self.run, model, self.recipe, self.prepared, self.notice),
+                stop,
+                self.progress,
+            ],
+            rates=task.rates(self.recipe),
             best=lambda: self.best_adapter() if keep.holds_another(trainer.state) else None,
             saving=self.saving,
             notice=self.notice,
@@ -297,10 +284,10 @@ class _Fit:
     def saving(self) -> PatientSaving:
         return PatientSaving(self.run, self.recipe.train.save_retry_minutes, self.notice)
 
-    def save_adapter(self, model: PreTrainedModel) -> None:
+    def save_adapter(self, model: Any) -> None:
         def write(folder: Path) -> None:
-            save_adapter(model, folder)
-            write_texts(folder, TASKS[self.recipe.task].beside_adapter(self.prepared))
+            save_adapter(model, folder, kept_name(model))
+            write_texts(folder, task_of(self.recipe).beside_adapter(self.prepared))
 
         self.run.replace_adapter(write)
 
@@ -327,6 +314,7 @@ class _Fit:
         if trainer.gave_up:
             self.saving(lambda: self.run.update(figures=figures))
             raise self.not_finite(trainer)
+        settle_average(trainer.causal_lm)
         if best and best[0] != state.global_step and self.recipe.train.load_best_model_at_end:
             self.run.check_adapter()
             restore_adapter(trainer.causal_lm, self.run.adapter)
@@ -347,7 +335,7 @@ class _Fit:
             "model.dtype fp32, and start a new run"
         )
 
-    def write_updates(self, model: PreTrainedModel) -> None:
+    def write_updates(self, model: Any) -> None:
         """`updates.json`, for the adapter that was kept."""
         try:
             layers = [asdict(norm) for norm in update_norms(model)]
@@ -383,7 +371,7 @@ def _existing(recipe: Recipe, cleanup: ExitStack) -> Run:
 
 
 def _planned(
-    recipe: Recipe, resolved: ResolvedModel, rows: Dataset, notice: Callable[[str], None], force: bool
+    recipe: Recipe, resolved: ResolvedModel, rows: Any, notice: Callable[[str], None], force: bool
 ) -> tuple[Recipe, Plan | None]:
     """The recipe with every auto settled, and the plan; None where none can be made."""
     try:

@@ -63,7 +63,7 @@ class Work:
 
 
 @contextmanager
-def _explained(work: Work) -> Iterator[None]:
+def explained(model_class: type) -> Iterator[None]:
     """A model's own code may branch on values, which fake tensors do not have, in any way it likes."""
     try:
         with warnings.catch_warnings():  # copies of a fake tensor look where it lies
@@ -71,12 +71,12 @@ def _explained(work: Work) -> Iterator[None]:
             yield
     except Exception as error:
         reason = f"{type(error).__name__}: {error}".splitlines()[0]
-        raise PlanError(f"the memory of a {work.model_class.__name__} cannot be predicted ({reason})") from error
+        raise PlanError(f"the memory of a {model_class.__name__} cannot be predicted ({reason})") from error
 
 
 def weights_of(work: Work) -> Weights:
     """Count the weights of the whole model."""
-    with _explained(work), FakeTensorMode(allow_non_fake_inputs=True):
+    with explained(work.model_class), FakeTensorMode(allow_non_fake_inputs=True):
         model = _model(work, layers=None)
         parameters = {id(p): p for p in model.parameters()}.values()
         trained = sum(p.numel() for p in parameters if p.requires_grad)
@@ -95,7 +95,7 @@ def _linear_weights(module: Any, kept: set[int]) -> int:
 
 def trains_head(work: Work) -> bool:
     """Whether the output head is adapted or trained whole, so that its logits are not made in blocks."""
-    with _explained(work), FakeTensorMode(allow_non_fake_inputs=True):
+    with explained(work.model_class), FakeTensorMode(allow_non_fake_inputs=True):
         head = _model(work, layers=1).get_output_embeddings()
         return head is not None and any(parameter.requires_grad for parameter in head.parameters())
 
@@ -111,7 +111,7 @@ def activations_of(work: Work, length: int, *, recompute: bool) -> float:
         recompute: whether activations are made again in the backward (checkpointing).
     """
     layers = work.config.get_text_config().num_hidden_layers
-    with _explained(work):
+    with explained(work.model_class):
         few, more = (_trace(work, length, min(n, layers), recompute) for n in FEW_LAYERS)
     rest = max(layers - FEW_LAYERS[1], 0)
     return more + rest * max(more - few, 0) / (FEW_LAYERS[1] - FEW_LAYERS[0])
@@ -125,7 +125,7 @@ def pair_activations_of(work: Work, lengths: tuple[int, int], *, recompute: bool
         lengths: tokens of the source and of the target.
         recompute: whether activations are made again in the backward (checkpointing).
     """
-    with _explained(work):
+    with explained(work.model_class):
         encoder, decoder = (getattr(work.config, name) for name in _names_of_layers(work.config))
         start = min(encoder, 2), min(decoder, 2)  # which of both sides holds more shows from two layers on
         few = _trace(work, lengths, start, recompute)
@@ -153,7 +153,7 @@ def _trace(work: Work, length: int | tuple[int, int], layers: int | tuple[int, i
             stack.enter_context(term_by_term(model))
         if isinstance(length, tuple):
             source, target = (torch.zeros(1, size, dtype=torch.long) for size in length)
-            counted = stack.enter_context(_Allocated(model))
+            counted = stack.enter_context(Allocated(model))
             hidden = hidden_states(model, MicroBatch(target, None, None, None, target, target, source=source))
             hidden.backward(torch.empty_like(hidden))
             return counted.peak
@@ -163,7 +163,7 @@ def _trace(work: Work, length: int | tuple[int, int], layers: int | tuple[int, i
             stack.enter_context(attention_by_document(model))
             inputs |= {"position_ids": batch, "document_lengths": (length,), "shared_prefix": 0}
         body = model.get_decoder() if work.language_model else model.base_model
-        counted = stack.enter_context(_Allocated(model))
+        counted = stack.enter_context(Allocated(model))
         hidden = body(**inputs, **({"use_cache": False} if work.language_model else {})).last_hidden_state
         hidden.backward(torch.empty_like(hidden))
         return counted.peak
@@ -180,7 +180,7 @@ def _model(work: Work, layers: int | tuple[int, int] | None) -> PreTrainedModel:
         text.num_hidden_layers = layers
         if kinds := vars(text).get("layer_types"):
             text.layer_types = kinds[:layers]
-    with _without_values():
+    with without_values():
         model = work.model_class._from_config(config, dtype=work.dtype)
     model.tie_weights()
     # dropout draws its masks by a seed, and LoftQ reads the weights: both are values
@@ -199,7 +199,7 @@ def recompute_activations(model: PreTrainedModel) -> None:
     enable({"use_reentrant": False})
 
 
-def _without_values() -> Any:
+def without_values() -> Any:
     """Transformers' switch that leaves new weights as they are, which saves time."""
     from transformers import initialization
 
@@ -210,7 +210,7 @@ def _is_linear(module: nn.Module) -> bool:
     return isinstance(module, nn.Linear) or type(module).__name__ == "Conv1D"
 
 
-class _Allocated(TorchDispatchMode):
+class Allocated(TorchDispatchMode):
     """Counts the bytes of all storages that operations make, while they live.
 
     Attributes:

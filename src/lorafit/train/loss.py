@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 
 from lorafit.kernels.linear_cross_entropy import linear_cross_entropy
 from lorafit.lora.layers.base import LoraLayer
-from lorafit.train.batches import Document, MicroBatch
+from lorafit.train.batches import Document, MicroBatch, StepCollator
 
 # Relative error (L2) that rounding alone can make between two ways to compute the same logits.
 ROUNDING = {torch.float64: 1e-9, torch.float32: 1e-4, torch.bfloat16: 0.04, torch.float16: 0.02}
@@ -57,7 +57,7 @@ class DocumentLoss(Protocol):
         by_document: whether packed batches attend by document.
     """
 
-    model: PreTrainedModel
+    model: Any
     head: LinearHead | None
     can_pack: bool
     can_share_prefix: bool
@@ -68,16 +68,28 @@ class DocumentLoss(Protocol):
     @by_document.setter
     def by_document(self, value: bool) -> None: ...
 
+    def collator(self, token_budget: int, rows: int, *, packed: bool, share_prefix: bool) -> Any:
+        """What splits the rows of a step into micro-batches; see `batches.Collator`."""
+        ...
+
+    def __call__(self, batch: Any, /) -> Tensor:
+        """Losses of what a micro-batch trains, (targets,), float32: of tokens in nats."""
+        ...
+
+
+class TokenLoss:
+    """What the losses of tokens share."""
+
     def document(self, row: Mapping[str, Any], /) -> Document:
         """What a row gives to a batch: what is read, and what each position predicts."""
-        ...
+        raise NotImplementedError
 
-    def __call__(self, batch: MicroBatch, /) -> Tensor:
-        """Losses in nats of the batch's targets, (targets,), float32."""
-        ...
+    def collator(self, token_budget: int, rows: int, *, packed: bool, share_prefix: bool) -> StepCollator:
+        """Packs or pads documents."""
+        return StepCollator(token_budget, rows, packed, share_prefix, self.document)
 
 
-class LabelLoss:
+class LabelLoss(TokenLoss):
     """Cross entropy of each labelled token of a micro-batch.
 
     The decoder's hidden states go to a chunked linear cross entropy where the head is recognized as a plain frozen
@@ -99,7 +111,9 @@ class LabelLoss:
         self.can_share_prefix = not _drops(model)  # with dropout each document would have drawn its own
         self.by_document = False
 
-    document = staticmethod(Document.of)
+    def document(self, row: Mapping[str, Any], /) -> Document:
+        """A row's tokens, shifted against its labels."""
+        return Document.of(row)
 
     def __call__(self, batch: MicroBatch) -> Tensor:
         """Losses in nats of the batch's targets, (labels,), float32."""

@@ -229,7 +229,7 @@ class _Estimate:
     def __call__(self, choice: Choice) -> Tried:
         facts, recompute = self.facts, choice.gradient_checkpointing
         tokens, labels = facts.rows.heaviest(choice.token_budget, self.train.per_device_train_batch_size)
-        peak = int(facts.activations_a_token(recompute) * tokens)
+        peak = max(int(facts.activations_a_token(recompute) * tokens), facts.evaluating)
         head = max(facts.head_bytes(labels), facts.trial_bytes() - peak)
         base = facts.weights.base_bytes(facts.stored or choice.quantize, facts.dtype)
         training = facts.weights.training_bytes(self.train.optim)
@@ -242,12 +242,16 @@ class _Estimate:
         # tensor by tensor, which a file may hold in float32 beside the one it becomes; else mapped
         read = FLOAT_BYTES if facts.converted else facts.dtype.itemsize if choice.quantize != "none" else 0
         loading = facts.program + base + facts.weights.largest * read + (SPARE_BYTES if read else 0)
+        loading = max(loading, facts.program + facts.preparing)
         memory = Memory(facts.program, base, training, peak, head, int(margin), loading)
         return Tried(choice, memory, self.seconds(choice), memory.peak <= self.limit)
 
     def seconds(self, choice: Choice) -> float:
-        """4 FLOPs a token for each weight of the frozen layers, 6 for the adapter's, 4 a label for the head's."""
+        """As counted, or 4 FLOPs a token for each weight of the frozen layers, 6 for the adapter's, 4 a label for the head's."""
         facts, weights = self.facts, self.facts.weights
+        slower = SLOWER[choice.quantize] / (self.device.flops * EFFICIENCY[self.device.kind])
+        if facts.work is not None:
+            return slower * facts.work * self.tokens * (RECOMPUTED if choice.gradient_checkpointing else 1)
         labels = int(facts.rows.labels.sum() * self.epochs)
         body = 4 * weights.linear * (RECOMPUTED if choice.gradient_checkpointing else 1)
         head = 4 * facts.vocabulary * facts.hidden_size * labels
@@ -256,7 +260,7 @@ class _Estimate:
             share = weights.decoder / weights.linear
             tokens = (1 - share) * (self.tokens - labels) + share * labels
         flops = (body + 6 * weights.trained) * tokens + head
-        return SLOWER[choice.quantize] * flops / (self.device.flops * EFFICIENCY[self.device.kind])
+        return slower * flops
 
 
 def _reason(tried: list[Tried], chosen: Tried, limit: int) -> str:

@@ -1,28 +1,26 @@
 """The plan of a recipe: what is trained, on which rows, on this machine or another."""
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import psutil
 import torch
 
 from lorafit.errors import ConfigError, PlanError
 from lorafit.models import ResolvedModel, architecture, dtype_on, is_quantized_already, pick_device, resolve, stored_as
-from lorafit.recipe import Recipe
+from lorafit.recipe import PICTURES, Recipe
 from lorafit.train.devices import Device, this_device
 from lorafit.train.facts import Facts, Rows
 from lorafit.train.plan import Plan, make_plan
 from lorafit.train.remembered import place_of, recall, remember
 
 if TYPE_CHECKING:
-    from datasets import Dataset
-
     from lorafit.train.footprint import Work
 
 TRACED_TOKENS = 512  # the most of a document that is traced; a longer one is in proportion
 
 
-def plan_run(recipe: Recipe, resolved: ResolvedModel, rows: "Dataset", device: Device | None = None) -> Plan:
+def plan_run(recipe: Recipe, resolved: ResolvedModel, rows: Any, device: Device | None = None) -> Plan:
     """Predict memory and time, and settle what the recipe leaves to us.
 
     Args:
@@ -49,7 +47,10 @@ def plan_recipe(recipe: Recipe, device: Device | None = None, *, on_message: Cal
     Raises:
         LorafitError: Anything wrong with settings, rows or model.
     """
-    resolved = resolve(recipe.model.name, revision=recipe.model.revision, on_message=on_message)
+    from lorafit.train.tasks import task_of
+
+    pipeline = task_of(recipe).pipeline
+    resolved = resolve(recipe.model.name, revision=recipe.model.revision, pipeline=pipeline, on_message=on_message)
     device = device_of(recipe) if device is None else in_dtype_of(device, recipe)
     place = place_of(recipe, resolved, device)
     known = recall(place)
@@ -67,12 +68,11 @@ def plan_recipe(recipe: Recipe, device: Device | None = None, *, on_message: Cal
     return plan
 
 
-def _training_rows(recipe: Recipe, resolved: ResolvedModel) -> "Dataset":
-    from lorafit.models import load_tokenizer
-    from lorafit.train.tasks import TASKS
+def _training_rows(recipe: Recipe, resolved: ResolvedModel) -> Any:
+    from lorafit.train.tasks import task_of
 
-    tokenizer = load_tokenizer(resolved, trust_remote_code=recipe.model.trust_remote_code)
-    return TASKS[recipe.task].prepare(recipe, tokenizer).train
+    task = task_of(recipe)
+    return task.prepare(recipe, task.reader(resolved, recipe)).train
 
 
 def device_of(recipe: Recipe) -> Device:
@@ -97,12 +97,16 @@ def in_dtype_of(device: Device, recipe: Recipe) -> Device:
     )
 
 
-def facts_of(recipe: Recipe, resolved: ResolvedModel, rows: "Dataset", device: Device) -> Facts:
+def facts_of(recipe: Recipe, resolved: ResolvedModel, rows: Any, device: Device) -> Facts:
     """What a plan follows from.
 
     Raises:
         PlanError: See `plan_run`.
     """
+    if recipe.task == PICTURES:
+        from lorafit.diffusion.footprint import picture_facts
+
+        return picture_facts(recipe, resolved, rows, device)
     from lorafit.train.footprint import trains_head, weights_of
 
     work, sizes = work_of(recipe, resolved, device), Rows.of(rows, pairs=recipe.task == "seq2seq")

@@ -4,10 +4,10 @@ import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from datasets import Dataset
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lorafit.data import (
     Prepared,
@@ -21,10 +21,15 @@ from lorafit.data import (
     prepare_seq2seq,
     prepare_token_classification,
 )
-from lorafit.errors import LorafitError
+from lorafit.errors import LorafitError, ModelError
+from lorafit.models import ResolvedModel, context_length
 from lorafit.recipe import Recipe
 
-AnyPrepared = Prepared | PreparedSeq2Seq | PreparedClasses | PreparedTags
+if TYPE_CHECKING:
+    from lorafit.diffusion.prepare import PreparedPictures
+    from lorafit.diffusion.rows import PictureRows
+
+AnyPrepared: TypeAlias = "Prepared | PreparedSeq2Seq | PreparedClasses | PreparedTags | PreparedPictures"
 
 
 def prepare_rows(
@@ -169,7 +174,7 @@ class OtherRows:
 
 
 def prepare_others(
-    recipe: Recipe, tokenizer: PreTrainedTokenizerBase, prepared: AnyPrepared, files: Sequence[str]
+    recipe: Recipe, tokenizer: Any, prepared: AnyPrepared, files: Sequence[str]
 ) -> list[OtherRows]:
     """Each file's rows by themselves, in whatever format it has.
 
@@ -192,6 +197,7 @@ def prepare_others(
             return prepare_pairs(anew, tokenizer, files=[file])
         if isinstance(prepared, PreparedTags):
             return prepare_tags(anew, tokenizer, labels=prepared.labels, files=[file])
+        assert isinstance(prepared, PreparedClasses)  # a recipe of pictures names no others
         kind = prepared.problem_type
         return prepare_classes(anew, tokenizer, labels=prepared.labels, problem_type=kind, files=[file])
 
@@ -201,15 +207,44 @@ def prepare_others(
     ]
 
 
-def longest_row(rows: Dataset, column: str = "input_ids") -> int:
-    """Tokens of the longest row; 0 for none."""
+def check_lengths(resolved: ResolvedModel, recipe: Recipe, model: PreTrainedModel, prepared: Any) -> None:
+    """Refuse rows that are longer than the model's context.
+
+    Raises:
+        ModelError: It tells the longest, and the setting that cuts it.
+    """
+    context, data = context_length(model), recipe.data
+    limits = {"row": ("input_ids", "max_length", data.max_length)}
+    if isinstance(prepared, PreparedSeq2Seq):
+        template = prepared.template
+        limits = {
+            "source": ("input_ids", "max_length", template.max_length),
+            "target": ("labels", "max_target_length", template.max_target_length),
+        }
+    for what, (column, setting, limit) in limits.items():
+        if context is None or context >= limit:
+            continue
+        longest = max(longest_row(rows, column) for rows in (prepared.train, prepared.held_out))
+        if longest > context:
+            raise ModelError(
+                f"{resolved.reference} reads {context} tokens and the longest {what} has {longest}: set "
+                f"data.{setting} to at most {context}"
+            )
+
+
+def longest_row(rows: "Dataset | PictureRows", column: str = "input_ids") -> int:
+    """Tokens of the longest row, or positions of the largest picture's latents; 0 for none."""
+    if not isinstance(rows, Dataset):
+        return rows.longest
     lengths = (batch[column].combine_chunks().value_lengths()  # type: ignore[call-overload, index, union-attr]
                for batch in rows.with_format("arrow").iter(1000))  # fmt: skip
     return max((int(array.to_numpy(zero_copy_only=False).max()) for array in lengths), default=0)
 
 
-def fingerprint(rows: Dataset) -> str:
-    """SHA-256 of the token ids and labels of all rows, in order."""
+def fingerprint(rows: "Dataset | PictureRows") -> str:
+    """SHA-256 of the token ids and labels of all rows, or of the pictures and captions, in order."""
+    if not isinstance(rows, Dataset):
+        return rows.sha256()
     digest = hashlib.sha256()
     for batch in rows.with_format("arrow").iter(1000):
         for column in ("input_ids", "labels"):
@@ -220,7 +255,7 @@ def fingerprint(rows: Dataset) -> str:
 
 
 def train_places(
-    recipe: Recipe, tokenizer: PreTrainedTokenizerBase, rows: Dataset, indices: Sequence[int]
+    recipe: Recipe, tokenizer: Any, rows: "Dataset | PictureRows", indices: Sequence[int]
 ) -> list[str]:
     """File and line (or row number) of training rows.
 
@@ -233,6 +268,8 @@ def train_places(
         rows: the prepared training rows.
         indices: places in them.
     """
+    if not isinstance(rows, Dataset):
+        return [rows.picture(i).picture.where for i in indices]
     keys = [_key(rows[i]) for i in indices]
     places: dict[Any, list[str]] = {}
     try:

@@ -9,10 +9,10 @@ from torch.nn import functional as F
 from transformers import PreTrainedModel
 
 from lorafit.train.batches import Document, MicroBatch
-from lorafit.train.loss import ROUNDING, LinearHead, differ_by, evaluating
+from lorafit.train.loss import ROUNDING, LinearHead, TokenLoss, differ_by, evaluating
 
 
-class Seq2SeqLoss:
+class Seq2SeqLoss(TokenLoss):
     """Cross entropy of each token of the targets of a micro-batch; the calling convention is `LabelLoss`'s.
 
     Sources and targets are padded: cross attention reads a whole source for each token of its target. The decoder's

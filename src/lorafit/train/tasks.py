@@ -2,14 +2,13 @@
 
 import importlib.util
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
-from typing import Any, Generic, Literal, Protocol, TypeVar
+from typing import Any, ClassVar, Generic, Literal, Protocol, TypeVar
 
-from datasets import Dataset
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
-from lorafit.data import ClassSummary, Prepared, PreparedClasses, PreparedSeq2Seq, PreparedTags, Summary, TagSummary
+from lorafit.data import Prepared, PreparedClasses, PreparedSeq2Seq, PreparedTags, RowFigures
 from lorafit.errors import ConfigError, MissingExtraError, ModelError
 from lorafit.lora import LoraConfig, attach
 from lorafit.models import (
@@ -18,48 +17,90 @@ from lorafit.models import (
     ResolvedModel,
     load_classifier,
     load_model,
+    load_tokenizer,
     original_weights,
     pick_device,
     settle_decoder_start,
 )
-from lorafit.recipe import Recipe
-from lorafit.run import LABELS_FILE, TEMPLATE_FILE
+from lorafit.recipe import PICTURES, Recipe
+from lorafit.run import LABELS_FILE, TEMPLATE_FILE, Run
 from lorafit.train.classification import ClassificationLoss
+from lorafit.train.fast import FastPath, choose_fast_path
 from lorafit.train.loss import DocumentLoss, LabelLoss
-from lorafit.train.rows import prepare_classes, prepare_pairs, prepare_rows, prepare_tags
+from lorafit.train.rows import check_lengths, prepare_classes, prepare_pairs, prepare_rows, prepare_tags
 from lorafit.train.seq2seq import Seq2SeqLoss
 from lorafit.train.token_classification import TagLoss
+
+
+TRIED_ROWS = 2  # first rows, on which the fast path is tried
+
+
+def ignore(line: str) -> None:
+    """Where nobody is told."""
 
 
 class Rows(Protocol):
     """What every task's prepared rows have."""
 
     @property
-    def train(self) -> Dataset: ...  # noqa: D102
+    def train(self) -> Any: ...  # noqa: D102
 
     @property
-    def held_out(self) -> Dataset: ...  # noqa: D102
+    def held_out(self) -> Any: ...  # noqa: D102
 
     @property
-    def summary(self) -> Summary | ClassSummary | TagSummary: ...  # noqa: D102
+    def summary(self) -> RowFigures: ...  # noqa: D102
 
 
 RowsT = TypeVar("RowsT", bound=Rows)
 
 
 class Task(Protocol, Generic[RowsT]):
-    """A task of the recipe."""
+    """A task of the recipe.
 
-    def prepare(self, recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> RowsT:
+    Attributes:
+        pipeline: whether its base model is a pipeline of diffusers.
+    """
+
+    pipeline: ClassVar[bool]
+
+    def reader(self, resolved: ResolvedModel, recipe: Recipe) -> Any:
+        """What turns rows into what the model reads, without the model: a tokenizer."""
+        ...
+
+    def prepare(self, recipe: Recipe, tokenizer: Any) -> RowsT:
         """The rows to train on and to hold out."""
         ...
 
-    def adapted_model(self, resolved: ResolvedModel, recipe: Recipe, tokenizer: Any, rows: RowsT) -> PreTrainedModel:
+    def adapted_model(
+        self,
+        resolved: ResolvedModel,
+        recipe: Recipe,
+        tokenizer: Any,
+        rows: RowsT,
+        notice: Callable[[str], None] = ignore,
+    ) -> Any:
         """The base model with a fresh adapter."""
         ...
 
-    def loss(self, model: PreTrainedModel, recipe: Recipe, rows: RowsT) -> DocumentLoss:
+    def check_lengths(self, resolved: ResolvedModel, recipe: Recipe, model: Any, rows: RowsT) -> None:
+        """Refuse rows that the model cannot read whole."""
+        ...
+
+    def loss(self, model: Any, recipe: Recipe, rows: RowsT) -> DocumentLoss:
         """What training minimizes."""
+        ...
+
+    def fast_path(self, loss: Any, rows: RowsT, notice: Callable[[str], None]) -> FastPath:
+        """The fast computations that are exact on the first rows."""
+        ...
+
+    def rates(self, recipe: Recipe) -> dict[str, float]:
+        """Learning rates of parts of the model, by the start of their parameters' names."""
+        ...
+
+    def callbacks(self, run: Run, model: Any, recipe: Recipe, rows: RowsT, notice: Callable[[str], None]) -> list[Any]:
+        """What it does around steps, beside what every task does."""
         ...
 
     def beside_adapter(self, rows: RowsT) -> dict[str, str]:
@@ -67,14 +108,43 @@ class Task(Protocol, Generic[RowsT]):
         ...
 
 
-class TextGeneration:
+class TextTask:
+    """What the tasks of texts share."""
+
+    pipeline: ClassVar[bool] = False
+
+    def reader(self, resolved: ResolvedModel, recipe: Recipe) -> PreTrainedTokenizerBase:
+        """The tokenizer."""
+        return load_tokenizer(resolved, trust_remote_code=recipe.model.trust_remote_code)
+
+    def check_lengths(self, resolved: ResolvedModel, recipe: Recipe, model: PreTrainedModel, rows: Any) -> None:
+        """Refuse rows that are longer than the model's context."""
+        check_lengths(resolved, recipe, model, rows)
+
+    def fast_path(self, loss: Any, rows: Any, notice: Callable[[str], None]) -> FastPath:
+        """What is exact on the first documents."""
+        documents = [loss.document(rows.train[i]) for i in range(min(TRIED_ROWS, len(rows.train)))]
+        return choose_fast_path(loss, documents, notice)
+
+    def rates(self, recipe: Recipe) -> dict[str, float]:
+        """None."""
+        return {}
+
+    def callbacks(
+        self, run: Run, model: PreTrainedModel, recipe: Recipe, rows: Any, notice: Callable[[str], None]
+    ) -> list[Any]:
+        """None."""
+        return []
+
+
+class TextGeneration(TextTask):
     """`task: sft`."""
 
     def prepare(self, recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> Prepared:
         """Conversations and texts as tokens."""
         return prepare_rows(recipe, tokenizer)
 
-    def adapted_model(self, resolved: ResolvedModel, recipe: Recipe, tokenizer: Any, rows: Prepared) -> PreTrainedModel:
+    def adapted_model(self, resolved: ResolvedModel, recipe: Recipe, tokenizer: Any, rows: Prepared, notice: Callable[[str], None] = ignore) -> PreTrainedModel:
         """A causal language model; any other is a ModelError."""
         model = load_model(resolved, **recipe.model.loading)
         if model.config.is_encoder_decoder or not model.can_generate():
@@ -96,7 +166,7 @@ class TextGeneration:
         return {TEMPLATE_FILE: rows.template.source}
 
 
-class Classification:
+class Classification(TextTask):
     """`task: classification`."""
 
     def prepare(self, recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> PreparedClasses:
@@ -106,7 +176,12 @@ class Classification:
         return rows
 
     def adapted_model(
-        self, resolved: ResolvedModel, recipe: Recipe, tokenizer: Any, rows: PreparedClasses
+        self,
+        resolved: ResolvedModel,
+        recipe: Recipe,
+        tokenizer: Any,
+        rows: PreparedClasses,
+        notice: Callable[[str], None] = ignore,
     ) -> PreTrainedModel:
         """A classifier whose head is drawn from the recipe's seed, and trained whole beside the adapter."""
         return _with_fresh_head(resolved, recipe, tokenizer, rows.labels, rows.problem_type)
@@ -120,7 +195,7 @@ class Classification:
         return {LABELS_FILE: _label_file(rows.labels, problem_type=rows.problem_type)}
 
 
-class Seq2Seq:
+class Seq2Seq(TextTask):
     """`task: seq2seq`."""
 
     def prepare(self, recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> PreparedSeq2Seq:
@@ -128,7 +203,12 @@ class Seq2Seq:
         return prepare_pairs(recipe, tokenizer)
 
     def adapted_model(
-        self, resolved: ResolvedModel, recipe: Recipe, tokenizer: Any, rows: PreparedSeq2Seq
+        self,
+        resolved: ResolvedModel,
+        recipe: Recipe,
+        tokenizer: Any,
+        rows: PreparedSeq2Seq,
+        notice: Callable[[str], None] = ignore,
     ) -> PreTrainedModel:
         """An encoder-decoder; any other model is a ModelError."""
         model = load_model(resolved, seq2seq=True, **recipe.model.loading)
@@ -146,7 +226,7 @@ class Seq2Seq:
         return {}
 
 
-class TokenClassification:
+class TokenClassification(TextTask):
     """`task: token_classification`."""
 
     def prepare(self, recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> PreparedTags:
@@ -154,7 +234,12 @@ class TokenClassification:
         return prepare_tags(recipe, tokenizer)
 
     def adapted_model(
-        self, resolved: ResolvedModel, recipe: Recipe, tokenizer: Any, rows: PreparedTags
+        self,
+        resolved: ResolvedModel,
+        recipe: Recipe,
+        tokenizer: Any,
+        rows: PreparedTags,
+        notice: Callable[[str], None] = ignore,
     ) -> PreTrainedModel:
         """A tagger whose head is drawn from the recipe's seed, and trained whole beside the adapter."""
         return _with_fresh_head(resolved, recipe, tokenizer, rows.labels, TOKEN_CLASSIFICATION)
@@ -216,12 +301,21 @@ def class_weights(asked: Literal["balanced"] | Mapping[str, float] | None, rows:
     return [float(asked.get(name, 1.0)) for name in counts]
 
 
-TASKS: dict[str, Task[Any]] = {
+TEXT_TASKS: dict[str, Task[Any]] = {
     "sft": TextGeneration(),
     "classification": Classification(),
     "token_classification": TokenClassification(),
     "seq2seq": Seq2Seq(),
 }
+
+
+def task_of(recipe: Recipe) -> Task[Any]:
+    """The recipe's task; pictures bring code that no other task needs."""
+    if recipe.task != PICTURES:
+        return TEXT_TASKS[recipe.task]
+    from lorafit.diffusion.task import TextToImage
+
+    return TextToImage()
 
 
 def check_optimizer(recipe: Recipe) -> None:

@@ -11,10 +11,10 @@ from torch.nn import functional as F
 from transformers import PreTrainedModel
 
 from lorafit.train.batches import Document, MicroBatch
-from lorafit.train.loss import ROUNDING, LinearHead, evaluating
+from lorafit.train.loss import ROUNDING, LinearHead, TokenLoss, evaluating
 
 
-class TagLoss:
+class TagLoss(TokenLoss):
     """Cross entropy of the tag of each labelled token in a micro-batch; the calling convention is `LabelLoss`'s.
 
     Attributes:

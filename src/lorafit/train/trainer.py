@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from datasets import Dataset
 from torch import Tensor
+from torch.optim import Optimizer
 from torch.utils.data import DataLoader
 from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainerState
 from transformers.trainer_callback import PrinterCallback
@@ -19,7 +20,8 @@ from lorafit.errors import RunError
 from lorafit.lora.trainer_bridge import adapters_pointed_out
 from lorafit.recipe import TrainSettings
 from lorafit.train.arguments import training_arguments
-from lorafit.train.batches import MicroBatch, ShuffledSteps, StepCollator
+from lorafit.train.average import averaged
+from lorafit.train.batches import Collator, ShuffledSteps
 from lorafit.train.callbacks import StopEarly
 from lorafit.train.checkpoint import (
     load_optimizer,
@@ -47,16 +49,18 @@ class LoraTrainer(Trainer):
     `token_budget` sets memory and speed but never the result.
 
     Args:
-        model: a causal language model, a classifier or an encoder-decoder, with an adapter.
+        model: a causal language model, a classifier, an encoder-decoder or a text-to-image model, with an adapter.
         settings: the recipe's `train` section.
         train: rows with `input_ids` and `labels`: unshifted, a token each; for a classifier the class, for an
-            encoder-decoder the target.
+            encoder-decoder the target; of pictures a `PictureRows`.
         held_out: rows to evaluate on; None trains without.
         checkpoints: folder of the checkpoints.
         loss: computes the label losses.
         packed: whether documents share a flat row; else they are padded, sorted by length.
         share_prefix: whether what the documents of a flat row begin with is laid down once.
         callbacks: transformers' callbacks.
+        rates: peak learning rates of parts of the model, by the start of their parameters' names; the others have that
+            of the settings.
         best: the file of the best adapter, where that is not the present one; each checkpoint takes it along.
         saving: does what writes a checkpoint.
         notice: takes a line for the user.
@@ -67,16 +71,17 @@ class LoraTrainer(Trainer):
 
     def __init__(
         self,
-        model: PreTrainedModel,
+        model: Any,
         settings: TrainSettings,
         *,
-        train: Dataset,
-        held_out: Dataset | None,
+        train: Any,
+        held_out: Any,
         checkpoints: Path,
         loss: DocumentLoss,
         packed: bool = True,
         share_prefix: bool = False,
         callbacks: list[TrainerCallback] | None = None,
+        rates: Mapping[str, float] | None = None,
         best: Callable[[], Path | None] = lambda: None,
         saving: Saving = at_once,
         notice: Callable[[str], None] = lambda line: None,
@@ -84,6 +89,7 @@ class LoraTrainer(Trainer):
         self.settings, self.loss, self.checkpoints = settings, loss, checkpoints
         self.best, self.saving, self.notice = best, saving, notice
         self.trouble: str | None = None
+        self.rates = dict(rates or {})
         self._step_loss, self._step_trained = 0.0, 0
         self.causal_lm, self.held_out = model, held_out  # as they came, typed
         self.counters = Counters()
@@ -92,8 +98,11 @@ class LoraTrainer(Trainer):
         self.steps = ShuffledSteps(
             len(train), settings.per_device_train_batch_size * settings.gradient_accumulation_steps, settings.seed
         )
-        collator = StepCollator(
-            settings.tokens_at_once, settings.per_device_train_batch_size, packed, share_prefix, loss.document
+        collator = loss.collator(
+            settings.tokens_at_once,
+            settings.per_device_train_batch_size,
+            packed=packed,
+            share_prefix=share_prefix,
         )
         self.eval_collator = replace(collator, rows=settings.per_device_eval_batch_size)
         with adapters_pointed_out(model):
@@ -141,6 +150,18 @@ class LoraTrainer(Trainer):
             self._load_from_checkpoint(str(checkpoint))
             self._prune()  # what ended the process may have been in time to prevent it
 
+    def create_optimizer(self, model=None) -> Optimizer:
+        """Transformers' own, with a group for each part that has a rate of its own."""
+        optimizer = super().create_optimizer(model)
+        names = {id(parameter): name for name, parameter in self.causal_lm.named_parameters()}
+        for start, rate in self.rates.items():
+            for group in list(optimizer.param_groups):
+                own = [p for p in group["params"] if names[id(p)].startswith(f"{start}.")]
+                if own:
+                    group["params"] = [p for p in group["params"] if not names[id(p)].startswith(f"{start}.")]
+                    optimizer.add_param_group({**group, "params": own, "lr": rate})
+        return optimizer
+
     def get_train_dataloader(self) -> DataLoader:
         """One batch an optimizer step; its order depends on seed and epoch only."""
         return DataLoader(self.train_dataset, batch_sampler=self.steps, collate_fn=self.data_collator)  # type: ignore[arg-type]
@@ -168,10 +189,8 @@ class LoraTrainer(Trainer):
             self.causal_lm.zero_grad(set_to_none=True)
             restore_random_states(states)
 
-    def _largest(self, rows: Any, collator: Any) -> MicroBatch:
-        lengths = [len(ids) + len(labels) for ids, labels in zip(rows["input_ids"], rows["labels"], strict=True)]
-        longest = sorted(range(len(rows)), key=lambda i: -lengths[i])[: collator.rows]
-        micro_batches = collator([rows[i] for i in longest])["micro_batches"]
+    def _largest(self, rows: Any, collator: Collator) -> Any:
+        micro_batches = collator([rows[i] for i in collator.heaviest(rows)])["micro_batches"]
         return max(micro_batches, key=lambda batch: batch.size).to(self.args.device)
 
     def training_step(self, model, inputs: dict[str, Any], num_items_in_batch=None) -> Tensor:
@@ -234,7 +253,7 @@ class LoraTrainer(Trainer):
         """Loss a trained token, or a document's class, over all held-out rows, in nats, each weighted equally."""
         rows: Any = self.held_out if eval_dataset is None else eval_dataset
         total, trained = 0.0, 0
-        with evaluating(self.causal_lm):
+        with evaluating(self.causal_lm), averaged(self.causal_lm):
             for start in range(0, len(rows), EVALUATED_AT_ONCE):
                 part = self.eval_collator([rows[i] for i in range(start, min(start + EVALUATED_AT_ONCE, len(rows)))])
                 trained += part["trained"]

@@ -61,6 +61,7 @@ class Family(ABC):
         targets: ends of the names of the layers that get an adapter where the recipe names none.
         flow: whether it was trained by flow matching; else by predicting the noise, or v.
         text_length: tokens that T5 reads; None without T5.
+        guided: whether there are models of it that are told a guidance.
     """
 
     pipelines: ClassVar[tuple[str, ...]]
@@ -69,6 +70,7 @@ class Family(ABC):
     targets: ClassVar[tuple[str, ...]] = ("to_q", "to_k", "to_v", "to_out.0")
     flow: ClassVar[bool]
     text_length: ClassVar[int | None] = None
+    guided: ClassVar[bool] = False
 
     @abstractmethod
     def denoise(

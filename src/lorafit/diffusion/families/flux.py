@@ -23,6 +23,7 @@ class Flux(Family):
     )
     flow = True
     text_length = 512
+    guided = True
 
     def denoise(
         self, denoiser: Any, noisy: Tensor, timestep: Tensor, texts: Texts, sizes: Tensor, guidance: float
