@@ -23,6 +23,7 @@ def show_rows(console: "Console", summary: "Summary | ClassSummary | TagSummary"
     from lorafit.data import (
         ClassSummary,
         Seq2SeqSummary,
+        Summary,
         TagSummary,
         render,
         render_classes,
@@ -34,8 +35,12 @@ def show_rows(console: "Console", summary: "Summary | ClassSummary | TagSummary"
         console.print(render_classes(summary))
     elif isinstance(summary, TagSummary):
         console.print(render_tags(summary))
-    else:
+    elif isinstance(summary, Summary):
         console.print(render_seq2seq(summary) if isinstance(summary, Seq2SeqSummary) else render(summary))
+    else:
+        from lorafit.diffusion.show import render_pictures
+
+        console.print(render_pictures(summary))
 
 
 def show_metrics(console: "Console", metrics: "Mapping[str, Measured]", rows: str) -> None:

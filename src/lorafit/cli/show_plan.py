@@ -69,7 +69,7 @@ def show_plan(console: "Console", plan: "Plan", title: str, *, explain: bool) ->
     if explain:
         console.print(_alternatives(plan))
     console.print(
-        f"Time: about {duration(chosen.seconds)} for {plan.steps:,} steps and {plan.tokens:,} tokens, at "
+        f"Time: about {duration(chosen.seconds)} for {plan.steps:,} steps and {plan.tokens:,} {chosen.choice.unit}, at "
         f"{plan.flops / 1e9:,.0f} GFLOP/s ({plan.device.source}; a share of {plan.device.flops / 1e9:,.0f}).",
         markup=False,
     )
@@ -79,7 +79,8 @@ def show_plan(console: "Console", plan: "Plan", title: str, *, explain: bool) ->
         " MB; each grows in proportion to the rank.",
         markup=False,
     )
-    console.print(RANK_ADVICE, style="dim", markup=False)
+    if chosen.choice.unit == "tokens":
+        console.print(RANK_ADVICE, style="dim", markup=False)
     if not plan.fits:
         console.print(str(plan.refusal()), style="red", markup=False)
 

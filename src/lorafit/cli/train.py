@@ -28,14 +28,12 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from lorafit.data import (
-        ClassSummary,
         Prepared,
         PreparedClasses,
         PreparedSeq2Seq,
         PreparedTags,
+        RowFigures,
         Seq2SeqTemplate,
-        Summary,
-        TagSummary,
         Template,
     )
     from lorafit.evaluate import ClassEvaluation, Evaluation
@@ -114,7 +112,7 @@ def run_training(recipe: "Recipe", out: Output, *, resume: bool = False, force: 
         from lorafit.cli.show import show_rows
         from lorafit.train import train as fit
 
-    def show(summary: "Summary | ClassSummary | TagSummary") -> None:
+    def show(summary: "RowFigures") -> None:
         show_rows(out.console, summary)
 
     for note in recipe.recipe_notes:
@@ -180,6 +178,8 @@ def _evaluate(trained: "Trained", out: Output) -> dict[str, Any]:
     from lorafit.data import Prepared, PreparedSeq2Seq
     from lorafit.evaluate import forget_suite, write_also
 
+    if trained.run.recipe.task == "text_to_image":
+        return _evaluate_pictures(trained, out)
     run, model, prepared = trained.run, trained.model, trained.prepared
     recipe, history, writes_text = run.recipe, run.metrics(), isinstance(prepared, Prepared | PreparedSeq2Seq)
     if isinstance(prepared, Prepared | PreparedSeq2Seq):
@@ -197,6 +197,19 @@ def _evaluate(trained: "Trained", out: Output) -> dict[str, Any]:
     chats = isinstance(prepared, Prepared)
     show_next(out.console, run.directory, writes_text=writes_text, chats=chats, report=report)
     return {**evaluation.to_dict(), **shown, "report": None if report is None else str(report)}
+
+
+def _evaluate_pictures(trained: "Trained", out: Output) -> dict[str, Any]:
+    """Base against tuned on held-out pictures, where there are any."""
+    from lorafit.cli.pictures import measure_pictures, show_next_of_pictures
+
+    run = trained.run
+    found = measure_pictures(run, trained.model, trained.prepared, out, history=[*run.metrics()])
+    if found is not None:
+        found.write(run.directory)
+    report = draw_report(run, out)
+    show_next_of_pictures(out.console, run.directory, report)
+    return {**(found.to_dict() if found else {}), "report": None if report is None else str(report)}
 
 
 def evaluate_classification(

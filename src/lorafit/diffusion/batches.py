@@ -115,7 +115,7 @@ class PictureCollator:
                 as trained, since the loss is a mean over the subject's (Ruiz et al. 2023, eq. 3).
 
         Returns:
-            `micro_batches`: list[PictureBatch]; `tokens`: positions of all latents; `trained`: pictures, or
+            `micro_batches`: list[PictureBatch]; `tokens`: how many pictures; `trained`: pictures, or
             measurements of them.
         """
         groups: dict[tuple[int, ...], list[Document]] = defaultdict(list)
@@ -130,7 +130,7 @@ class PictureCollator:
             batches += [documents[i : i + at_once] for i in range(0, len(documents), at_once)]
         return {
             "micro_batches": [PictureBatch.of(batch) for batch in batches],
-            "tokens": sum(document.positions for batch in batches for document in batch),
+            "tokens": sum(map(len, batches)),
             "trained": sum(row["trained"] for row in rows),
         }
 

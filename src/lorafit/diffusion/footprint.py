@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import psutil
@@ -44,6 +44,7 @@ class PictureSizes(Rows):
     """
 
     longest: int = 0
+    unit: ClassVar[str] = "positions of latents"
 
     def heaviest(self, budget: int, rows: int) -> tuple[int, int]:
         """Most positions, and most pictures, of a micro-batch."""

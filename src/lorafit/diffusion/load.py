@@ -2,6 +2,7 @@
 
 import importlib
 import logging
+import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -209,7 +210,9 @@ def quiet() -> Iterator[None]:
         handler.addFilter(says_something)
     theirs.disable_progress_bar()
     try:
-        with quiet_transformers():
+        with quiet_transformers(), warnings.catch_warnings():
+            # diffusers' schedulers hand tensors to numpy in a way of before numpy 2
+            warnings.filterwarnings("ignore", "__array__ implementation", DeprecationWarning)
             yield
     finally:
         for handler in handlers:

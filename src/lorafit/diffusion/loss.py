@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -25,18 +24,18 @@ class PictureLoss:
         process: how noise is mixed in.
         levels: how noise levels are drawn.
         settings: the recipe's.
+        unit: pictures are counted.
         head: None; there is none to replace.
         can_pack: False.
         can_share_prefix: False.
         by_document: False.
     """
 
+    unit = "pictures"
     head = None
     can_pack = can_share_prefix = by_document = False
 
-    def __init__(
-        self, model: TextToImageModel, process: Process, levels: Levels, settings: DiffusionSettings
-    ) -> None:
+    def __init__(self, model: TextToImageModel, process: Process, levels: Levels, settings: DiffusionSettings) -> None:
         self.model, self.process, self.levels, self.settings = model, process, levels, settings
 
     def __call__(self, batch: PictureBatch) -> Tensor:
@@ -100,5 +99,3 @@ def tried(documents: Sequence[Document]) -> list[PictureBatch]:
 def shares_of(count: int) -> list[float]:
     """The middles of `count` equal parts of (0, 1)."""
     return [(i + 0.5) / count for i in range(count)]
-
-

@@ -112,14 +112,12 @@ class Levels:
         return 1 / (1 + math.exp(-(normal * self.std + self.mean)))
 
 
-def levels_of(
-    sampling: Literal["auto", "uniform", "logit_normal"], mean: float, std: float, *, flow: bool
-) -> Levels:
+def levels_of(sampling: Literal["auto", "uniform", "logit_normal"], mean: float, std: float, *, flow: bool) -> Levels:
     """The recipe's way to draw them; auto is the model's."""
     normal = flow if sampling == "auto" else sampling == "logit_normal"
     if not normal and (mean, std) != (0.0, 1.0):
         raise ConfigError(
-            "diffusion.logit_mean and diffusion.logit_std are for logit_normal, and this model's noise levels are drawn "
-            "uniformly: set diffusion.timestep_sampling logit_normal, or leave them out"
+            "diffusion.logit_mean and diffusion.logit_std are for logit_normal, and this model's noise levels are "
+            "drawn uniformly: set diffusion.timestep_sampling logit_normal, or leave them out"
         )
     return Levels(normal, mean, std)

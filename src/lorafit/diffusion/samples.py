@@ -1,25 +1,26 @@
 """Pictures drawn on the way, by the base model and the tuned one from the same noise."""
 
 import json
-from collections.abc import Callable
-from pathlib import Path
+import os
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 from transformers import TrainerCallback
 
-from lorafit.diffusion.load import load_components, load_pipeline
+from lorafit.diffusion.load import load_components, load_pipeline, quiet
 from lorafit.diffusion.model import TextToImageModel
 from lorafit.diffusion.prepare import PreparedPictures, resolution_of
+from lorafit.files import write_atomically
 from lorafit.lora import disabled
 from lorafit.recipe import Recipe
 from lorafit.run import Run
-from lorafit.files import write_atomically
 from lorafit.train.average import averaged
+from lorafit.train.callbacks import best_evaluation
 from lorafit.train.loss import evaluating
 from lorafit.train.memory import release_memory
 from lorafit.train.random_states import random_states, restore_random_states
+from lorafit.train.saving import Saving
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -49,38 +50,67 @@ class DrawSamples(TrainerCallback):
         model: TextToImageModel,
         recipe: Recipe,
         rows: PreparedPictures,
-        notice: Callable[[str], None],
+        saving: Saving,
     ) -> None:
-        self.run, self.model, self.recipe, self.rows, self.notice = run, model, recipe, rows, notice
+        self.run, self.model, self.recipe, self.rows, self.saving = run, model, recipe, rows, saving
         self.prompts = prompts_of(recipe, rows)
 
     def on_evaluate(self, args, state, control, **kwargs) -> None:
         """Draw."""
         states = random_states()
         try:
-            with evaluating(self.model), averaged(self.model):
+            with evaluating(self.model), averaged(self.model), quiet():
                 self.draw(state.global_step)
         finally:
             restore_random_states(states)
 
+    def on_train_end(self, args, state, control, **kwargs) -> None:
+        """Draw where nothing was held out; then list the pictures of the adapter that is kept."""
+        best = best_evaluation(state)
+        if best is None and state.global_step >= state.max_steps:
+            self.on_evaluate(args, state, control)
+        elif best is not None and self.recipe.train.load_best_model_at_end:
+            self.list(best[0])
+
     def draw(self, step: int) -> None:
         """The tuned model's pictures of a step, and the base model's where they are not there yet."""
-        folder = self.run.directory / FOLDER
-        folder.mkdir(exist_ok=True)
-        lines = []
+        self.saving(lambda: (self.run.directory / FOLDER).mkdir(exist_ok=True))
         pipeline = self.pipeline()
         for i, prompt in enumerate(self.prompts):
-            base, tuned = (f"{FOLDER}/{name}-{i + 1:02d}.png" for name in ("base", f"step-{step:06d}"))
+            base, tuned = self.files_of(i, step)
             if not (self.run.directory / base).exists():
                 with disabled(self.model):
-                    _save(self.picture(pipeline, prompt), self.run.directory / base)
-            _save(self.picture(pipeline, prompt), self.run.directory / tuned)
-            seed = self.recipe.diffusion.sample_seed
-            lines.append({"prompt": prompt, "seed": seed, "step": step, "base": base, "tuned": tuned})
+                    self.save(self.picture(pipeline, prompt), base)
+            self.save(self.picture(pipeline, prompt), tuned)
         del pipeline
         release_memory()
+        self.list(step)
+
+    def list(self, step: int) -> None:
+        """Write `samples.jsonl` with the pictures of a step."""
+        lines = []
+        for i, prompt in enumerate(self.prompts):
+            base, tuned = self.files_of(i, step)
+            seed = self.recipe.diffusion.sample_seed
+            lines.append({"prompt": prompt, "seed": seed, "step": step, "base": base, "tuned": tuned})
         text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
-        write_atomically(self.run.directory / LIST, text)
+        self.saving(lambda: write_atomically(self.run.directory / LIST, text))
+
+    @staticmethod
+    def files_of(number: int, step: int) -> tuple[str, str]:
+        """Where the pictures of a prompt lie, of the base model and of a step."""
+        return f"{FOLDER}/base-{number + 1:02d}.png", f"{FOLDER}/step-{step:06d}-{number + 1:02d}.png"
+
+    def save(self, image: "Image", name: str) -> None:
+        """Write a picture whole or not at all."""
+        file = self.run.directory / name
+        temporary = file.with_name(f".{file.name}")
+
+        def write() -> None:
+            image.save(temporary, format="PNG")
+            os.replace(temporary, file)
+
+        self.saving(write)
 
     def pipeline(self) -> Any:
         """Diffusers' own, with the model's denoiser, the VAE for now, and no text encoder: texts are encoded."""
@@ -88,9 +118,7 @@ class DrawSamples(TrainerCallback):
         absent = {name: None for encoder in files.family.encoders for name in (encoder.name, encoder.tokenizer)}
         dtype = self.model.dtype
         vae = load_components(files.path, ["vae"], dtype, device=str(device))["vae"]
-        return load_pipeline(
-            files.path, dtype, **absent, **{files.family.denoiser: self.model.denoiser, "vae": vae}
-        )
+        return load_pipeline(files.path, dtype, **absent, **{files.family.denoiser: self.model.denoiser, "vae": vae})
 
     def texts(self, text: str) -> dict[str, Tensor]:
         """What text encoders say of a text, as a batch of one."""
@@ -103,8 +131,9 @@ class DrawSamples(TrainerCallback):
         settings, family = self.recipe.diffusion, self.rows.files.family
         texts, away = map(self.texts, (prompt, settings.negative_prompt))
         side = resolution_of(self.recipe, self.rows.files) // self.rows.files.multiple * self.rows.files.multiple
-        options: dict[str, Any] = {} if settings.sample_guidance is None else {"guidance_scale": settings.sample_guidance}
-        latents = pipeline(
+        guidance = settings.sample_guidance
+        options: dict[str, Any] = {} if guidance is None else {"guidance_scale": guidance}
+        drawn = pipeline(
             **family.prompt(texts, away, pipeline),
             **options,
             num_inference_steps=settings.sample_steps,
@@ -112,10 +141,4 @@ class DrawSamples(TrainerCallback):
             width=side,
             generator=torch.Generator().manual_seed(settings.sample_seed),
         )
-        return latents.images[0]
-
-
-def _save(image: "Image", file: Path) -> None:
-    temporary = file.with_name(f".{file.name}")
-    image.save(temporary, format="PNG")
-    temporary.replace(file)
+        return drawn.images[0]

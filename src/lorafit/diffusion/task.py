@@ -25,6 +25,7 @@ from lorafit.models import ResolvedModel, dtype_on, pick_device
 from lorafit.recipe import Recipe
 from lorafit.run import Run
 from lorafit.train.fast import FastPath, choose_update
+from lorafit.train.saving import Saving
 
 CLIP_TARGETS = ("q_proj", "k_proj", "v_proj", "out_proj")
 TRIED_PICTURES = 2
@@ -68,9 +69,7 @@ class TextToImage:
     def loss(self, model: TextToImageModel, recipe: Recipe, rows: PreparedPictures) -> PictureLoss:
         """The squared error of what is predicted of latents with noise."""
         settings, files = recipe.diffusion, rows.files
-        levels = levels_of(
-            settings.timestep_sampling, settings.logit_mean, settings.logit_std, flow=files.family.flow
-        )
+        levels = levels_of(settings.timestep_sampling, settings.logit_mean, settings.logit_std, flow=files.family.flow)
         return PictureLoss(model, process_of(files.path, files.family), levels, settings)
 
     def fast_path(self, loss: PictureLoss, rows: PreparedPictures, notice: Callable[[str], None]) -> FastPath:
@@ -90,10 +89,10 @@ class TextToImage:
         model: TextToImageModel,
         recipe: Recipe,
         rows: PreparedPictures,
-        notice: Callable[[str], None],
+        saving: Saving,
     ) -> list[Any]:
         """Samples at each evaluation."""
-        return [DrawSamples(run, model, recipe, rows, notice)] if prompts_of(recipe, rows) else []
+        return [DrawSamples(run, model, recipe, rows, saving)] if prompts_of(recipe, rows) else []
 
     def beside_adapter(self, rows: PreparedPictures) -> dict[str, str]:
         """Nothing: what drew the samples stands in the recipe."""
@@ -108,7 +107,9 @@ def check_settings(recipe: Recipe, family: Family) -> None:
     """
     settings, problems = recipe.diffusion, []
     if family.flow and settings.min_snr_gamma is not None:
-        problems.append("diffusion.min_snr_gamma is for models that predict noise or v, and this one's is flow matching")
+        problems.append(
+            "diffusion.min_snr_gamma is for models that predict noise or v, and this one's is flow matching"
+        )
     if not family.guided and settings.guidance != 1.0:
         problems.append("diffusion.guidance is for distilled models (FLUX), and this one is told none")
     if problems:

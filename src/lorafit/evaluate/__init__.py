@@ -7,6 +7,7 @@ from lorafit.evaluate.compare import Comparison, compare, loss_scores
 from lorafit.evaluate.generate import GREEDY, Sampling, generate, stream
 from lorafit.evaluate.labelled import evaluate_labelled
 from lorafit.evaluate.loss import RowLosses, row_losses
+from lorafit.evaluate.pictures import PictureEvaluation, evaluate_pictures
 from lorafit.evaluate.prompts import Questions, as_prompt
 from lorafit.evaluate.results import Evaluation, Results, evaluate
 from lorafit.evaluate.rows import held_out_classes, held_out_rows
@@ -21,6 +22,7 @@ __all__ = [
     "Elsewhere",
     "Evaluation",
     "OtherAdapter",
+    "PictureEvaluation",
     "Prompt",
     "Questions",
     "Results",
@@ -37,6 +39,7 @@ __all__ = [
     "evaluate",
     "evaluate_also",
     "evaluate_labelled",
+    "evaluate_pictures",
     "find_other",
     "forget_suite",
     "generate",

@@ -66,13 +66,19 @@ class Results:
             self.scores | others.scores, self.metrics | others.metrics, self.rows_sha256 | others.rows_sha256
         )
 
-    def write(self, directory: Path, samples: Sequence[Sample]) -> None:
-        """Write a run's `eval.json`, `eval_rows.json` and `samples.jsonl`, each whole or not at all."""
-        lines = [json.dumps(sample.to_dict(), ensure_ascii=False) + "\n" for sample in samples]
+    def write(self, directory: Path, samples: Sequence[Sample] | None) -> None:
+        """Write a run's `eval.json`, `eval_rows.json` and `samples.jsonl`, each whole or not at all.
+
+        Args:
+            directory: of the run.
+            samples: answers side by side; None leaves `samples.jsonl` as it is.
+        """
         scored = {
             name: {"rows_sha256": self.rows_sha256[name], **score.to_dict()} for name, score in self.scores.items()
         }
-        write_atomically(directory / "samples.jsonl", "".join(lines))
+        if samples is not None:
+            lines = [json.dumps(sample.to_dict(), ensure_ascii=False) + "\n" for sample in samples]
+            write_atomically(directory / "samples.jsonl", "".join(lines))
         write_atomically(directory / "eval_rows.json", json.dumps(scored, allow_nan=False) + "\n")
         figures = json.dumps(measured_to_dict(self.metrics), indent=2, allow_nan=False)
         write_atomically(directory / "eval.json", figures + "\n")

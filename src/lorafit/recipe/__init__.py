@@ -5,6 +5,7 @@ reports every mistake at once, `commented` writes the file that `lorafit init` g
 """
 
 from lorafit.recipe.commented import commented_recipe
+from lorafit.recipe.diffusion_settings import DiffusionSettings
 from lorafit.recipe.load import load_recipe
 from lorafit.recipe.settings import (
     PICTURES,
@@ -15,7 +16,6 @@ from lorafit.recipe.settings import (
     Recipe,
     TrainSettings,
 )
-from lorafit.recipe.diffusion_settings import DiffusionSettings
 
 __all__ = [
     "PICTURES",

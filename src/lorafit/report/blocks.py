@@ -122,6 +122,31 @@ class Samples:
 
 
 @dataclass(frozen=True)
+class Picture:
+    """A picture of one model: whose, what it shows, and its data address (empty where it is gone)."""
+
+    name: str
+    label: str
+    source: str
+
+
+@dataclass(frozen=True)
+class PicturePair:
+    """What both models drew of a prompt."""
+
+    prompt: str
+    pictures: Sequence[Picture]
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """Pairs of pictures, one below the other."""
+
+    kind: ClassVar = "pictures"
+    pairs: Sequence[PicturePair]
+
+
+@dataclass(frozen=True)
 class Fold:
     """Blocks that are shown when asked for; `id` is unique on the page and stays while it trains."""
 
@@ -131,7 +156,7 @@ class Fold:
     blocks: Sequence["Block"]
 
 
-Block = Text | Facts | Code | Table | Figure | Figures | Samples | Fold
+Block = Text | Facts | Code | Table | Figure | Figures | Samples | Pictures | Fold
 
 
 @dataclass(frozen=True)

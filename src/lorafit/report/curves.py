@@ -16,7 +16,7 @@ WIDE = 500  # pixels from which on a legend has one row
 
 
 def loss_section(history: History, unit: str) -> Section:
-    """Loss of training and validation, in nats a `unit`."""
+    """Loss of training and validation, in `unit`."""
     if not len(history.training) and not len(history.validation):
         return Section("loss", "Loss", "Loss", [Text("No step has been logged yet.", "muted")])
     return Section("loss", "Loss", "Loss", [_loss(history, unit)])
@@ -40,7 +40,7 @@ def _loss(history: History, unit: str) -> Figure:
         if overfitted:
             axes.axvspan(*overfitted, color=WARN, alpha=0.14, linewidth=0, label="overfitted")
         steps_below(axes)
-        axes.set_ylabel(f"nats a {unit}" if width > WIDE else "")
+        axes.set_ylabel(unit if width > WIDE else "")
         legend_above(axes, 4 if width > WIDE else 2)
 
     label = f"Loss by step: training {_ends(training)}, validation {_ends(validation)}."
@@ -73,6 +73,7 @@ LOGGED: tuple[tuple[str, str, Callable[[float], str], float], ...] = (
     ("learning_rate", "Learning rate", "{:.2e}".format, 1.0),
     ("grad_norm", "Gradient norm", "{:.3f}".format, 1.0),
     ("tokens_per_second", "Tokens a second", "{:,.0f}".format, 1.0),
+    ("pictures_per_second", "Pictures a second", "{:,.2f}".format, 1.0),
     ("peak_memory_bytes", "Peak memory, GB", "{:.2f}".format, 1e-9),
 )
 

@@ -71,10 +71,12 @@ def facts(run: Run, history: History) -> list[tuple[str, str]]:
         ("rows", f"{summary['train_rows']:,} trained on, {summary['held_out_rows']:,} held out"),
     ]
     if figures:
+        unit = "pictures" if "pictures" in figures else "tokens"
+        speed = figures[f"{unit}_per_second"]
         items += [
-            ("training", f"{figures['steps']:,} steps, {figures['tokens']:,} tokens"),
+            ("training", f"{figures['steps']:,} steps, {figures[unit]:,} {unit}"),
             ("time", duration(figures["wall_seconds"])),
-            ("speed", f"{figures['tokens_per_second']:,.0f} tokens a second"),
+            ("speed", f"{speed:,.0f} {unit} a second" if speed > 10 else f"{speed:.2f} {unit} a second"),
             ("peak memory", f"{figures['peak_memory_bytes'] / 1e9:.2f} GB" + _planned(plan)),
         ]
     elif history.lines:

@@ -18,6 +18,7 @@ from lorafit.report.headline import headline, opening, when
 from lorafit.report.history import History
 from lorafit.report.labels import labels_section
 from lorafit.report.layers import layers_section
+from lorafit.report.pictures import pictures_section
 from lorafit.report.results import main_result, results_of, results_section
 from lorafit.report.rows import data_section
 from lorafit.report.samples import samples_section
@@ -44,13 +45,18 @@ def page(run: Run, *, live: bool = False) -> str:
     return render(page_of(run), live=live)
 
 
-UNITS = {"classification": "row", "token_classification": "word"}
-"""What a loss is the mean of, where that is no token."""
+UNITS = {
+    "classification": "nats a row",
+    "token_classification": "nats a word",
+    "text_to_image": "squared error",
+}
+"""What a loss is, where it is not nats a token."""
 
 
 def page_of(run: Run) -> Page:
     """What a run's page says."""
-    history, samples, results = History.of(run.metrics()), run.samples, results_of(run)
+    is_text = run.recipe.task != "text_to_image"
+    history, samples, results = History.of(run.metrics()), run.samples if is_text else [], results_of(run)
     main, labels = main_result(results), labels_section(run, samples)
     beside = labels[1] if labels and main else None
     words, lead, tone = headline(run, history, main, beside)
@@ -58,8 +64,8 @@ def page_of(run: Run) -> Page:
         results_section(results, run),
         elsewhere_section(run, results),
         suite_section(run.suite),
-        loss_section(history, UNITS.get(run.recipe.task, "token")),
-        labels[0] if labels else samples_section(samples),
+        loss_section(history, UNITS.get(run.recipe.task, "nats a token")),
+        pictures_section(run) or (labels[0] if labels else samples_section(samples)),
         layers_section(run.updates, run.has_adapter and run.record["state"] == "finished"),
         progress_section(history),
         data_section(run.record["data"]["summary"]),

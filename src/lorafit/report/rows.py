@@ -20,6 +20,8 @@ COUNTED = {
 
 def data_section(summary: Mapping[str, Any]) -> Section:
     """Counts and histograms."""
+    if "sizes" in summary:
+        return pictures_section(summary)
     lengths = {"tokens a row": summary["tokens"]}
     if "target_tokens" in summary:
         lengths = {"tokens a source": summary["tokens"], "tokens a target": summary["target_tokens"]}
@@ -47,6 +49,22 @@ def data_section(summary: Mapping[str, Any]) -> Section:
         text = between.join(text for text, _ in summary["sample"])
         blocks.append(Fold("row", "One training row, as the model reads it", [Code("text", text)]))
     return Section("data", "Data", "Data", blocks)
+
+
+def pictures_section(summary: Mapping[str, Any]) -> Section:
+    """Pictures by the size they were brought to."""
+    items = [
+        ("pictures", f"{summary['train_rows']:,} to train on, {summary['held_out_rows']:,} held out"),
+        ("captions", f"{summary['captions']:,} different ones"),
+    ]
+    if summary["class_pictures"]:
+        items.append(("of the class in general", f"{summary['class_pictures']:,} pictures"))
+    if summary["enlarged"]:
+        items.append(("enlarged", f"{len(summary['enlarged']):,} pictures"))
+    items += [(words, f"{summary[key]:,}") for key, words in COUNTED.items() if summary.get(key)]
+    items += [("left out", f"{len(places):,} pictures: {reason}") for reason, places in summary["dropped"].items()]
+    sizes = [[size, f"{count:,}"] for size, count in summary["sizes"].items()]
+    return Section("data", "Data", "Data", [Facts(items), Table("Sizes in training", ["pixels", "pictures"], sizes)])
 
 
 def _percent(share: float) -> str:

@@ -158,7 +158,9 @@ class ShowProgress(TrainerCallback):
         if "loss" not in logs:
             return
         memory = f"{logs['peak_memory_bytes'] / 1e9:.1f} GB"
-        figures = f"loss {logs['loss']:.4f}  {logs['tokens_per_second']:,.0f} tokens/s  {memory}"
+        unit = "tokens" if "tokens" in logs else "pictures"
+        speed = logs[f"{unit}_per_second"]
+        figures = f"loss {logs['loss']:.4f}  {speed:,.{0 if unit == 'tokens' else 2}f} {unit}/s  {memory}"
         if self._bar is not None:
             recent = [row["loss"] for row in state.log_history[-2 * RECENT :] if "loss" in row][-RECENT:]
             short = figures.replace("tokens/s", "tok/s")

@@ -8,7 +8,7 @@ class Counters:
     """Sums over the run and, with `new_`, since the last logged step. They live in the checkpoint.
 
     Attributes:
-        tokens: real tokens seen, prompts included, padding never.
+        tokens: real tokens seen, prompts included, padding never; of pictures these.
         seconds: time in forward and backward, without optimizer, evaluation and saving.
         new_loss: loss summed over trained tokens, in nats.
         new_trained: those tokens.

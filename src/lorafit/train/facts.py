@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import torch
@@ -56,6 +56,7 @@ class Rows:
 
     tokens: np.ndarray
     labels: np.ndarray
+    unit: ClassVar[str] = "tokens"
 
     @classmethod
     def of(cls, rows: "Dataset", *, pairs: bool = False) -> "Rows":

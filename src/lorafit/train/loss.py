@@ -55,9 +55,11 @@ class DocumentLoss(Protocol):
         can_pack: whether the model takes what packing needs.
         can_share_prefix: whether packed documents that begin alike may be computed alike up to there.
         by_document: whether packed batches attend by document.
+        unit: what is counted of the rows that were seen.
     """
 
     model: Any
+    unit: str
     head: LinearHead | None
     can_pack: bool
     can_share_prefix: bool
@@ -79,6 +81,8 @@ class DocumentLoss(Protocol):
 
 class TokenLoss:
     """What the losses of tokens share."""
+
+    unit = "tokens"
 
     def document(self, row: Mapping[str, Any], /) -> Document:
         """What a row gives to a batch: what is read, and what each position predicts."""

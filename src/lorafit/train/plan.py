@@ -36,12 +36,13 @@ class Choice:
     quantize: Literal["none", "nf4", "int8"]
     token_budget: int
     gradient_checkpointing: bool
+    unit: str = "tokens"  # of the budget
 
     def __str__(self) -> str:
         """In words of the recipe, short."""
         recompute = ", checkpointing" if self.gradient_checkpointing else ""
         held = "" if self.quantize == "none" else f"{self.quantize}, "
-        return f"{held}{self.token_budget:,} tokens at once{recompute}"
+        return f"{held}{self.token_budget:,} {self.unit} at once{recompute}"
 
 
 @dataclass(frozen=True)
@@ -211,7 +212,7 @@ def _choices(recipe: Recipe, facts: Facts, device: Device) -> Iterator[Choice]:
     quantize = recipe.model.quantize
     held = (("none", "int8", "nf4") if facts.stored is None else ("none",)) if quantize == "auto" else (quantize,)
     for kind, again, budget in itertools.product(held, recomputes, useful):
-        yield Choice(kind, budget, again)
+        yield Choice(kind, budget, again, facts.rows.unit)
 
 
 class _Estimate:
@@ -247,7 +248,7 @@ class _Estimate:
         return Tried(choice, memory, self.seconds(choice), memory.peak <= self.limit)
 
     def seconds(self, choice: Choice) -> float:
-        """As counted, or 4 FLOPs a token for each weight of the frozen layers, 6 for the adapter's, 4 a label for the head's."""
+        """As counted; else 4 FLOPs a token for each weight of the frozen layers, 6 for the adapter's, 4 a label's head."""
         facts, weights = self.facts, self.facts.weights
         slower = SLOWER[choice.quantize] / (self.device.flops * EFFICIENCY[self.device.kind])
         if facts.work is not None:

@@ -173,9 +173,7 @@ class OtherRows:
     prepared: AnyPrepared
 
 
-def prepare_others(
-    recipe: Recipe, tokenizer: Any, prepared: AnyPrepared, files: Sequence[str]
-) -> list[OtherRows]:
+def prepare_others(recipe: Recipe, tokenizer: Any, prepared: AnyPrepared, files: Sequence[str]) -> list[OtherRows]:
     """Each file's rows by themselves, in whatever format it has.
 
     Args:
@@ -254,9 +252,7 @@ def fingerprint(rows: "Dataset | PictureRows") -> str:
     return digest.hexdigest()
 
 
-def train_places(
-    recipe: Recipe, tokenizer: Any, rows: "Dataset | PictureRows", indices: Sequence[int]
-) -> list[str]:
+def train_places(recipe: Recipe, tokenizer: Any, rows: "Dataset | PictureRows", indices: Sequence[int]) -> list[str]:
     """File and line (or row number) of training rows.
 
     Tokens do not tell where they come from, so the files are read again and searched for the same: this is for an error

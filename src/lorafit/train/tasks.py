@@ -28,9 +28,9 @@ from lorafit.train.classification import ClassificationLoss
 from lorafit.train.fast import FastPath, choose_fast_path
 from lorafit.train.loss import DocumentLoss, LabelLoss
 from lorafit.train.rows import check_lengths, prepare_classes, prepare_pairs, prepare_rows, prepare_tags
+from lorafit.train.saving import Saving
 from lorafit.train.seq2seq import Seq2SeqLoss
 from lorafit.train.token_classification import TagLoss
-
 
 TRIED_ROWS = 2  # first rows, on which the fast path is tried
 
@@ -99,7 +99,7 @@ class Task(Protocol, Generic[RowsT]):
         """Learning rates of parts of the model, by the start of their parameters' names."""
         ...
 
-    def callbacks(self, run: Run, model: Any, recipe: Recipe, rows: RowsT, notice: Callable[[str], None]) -> list[Any]:
+    def callbacks(self, run: Run, model: Any, recipe: Recipe, rows: RowsT, saving: Saving) -> list[Any]:
         """What it does around steps, beside what every task does."""
         ...
 
@@ -130,9 +130,7 @@ class TextTask:
         """None."""
         return {}
 
-    def callbacks(
-        self, run: Run, model: PreTrainedModel, recipe: Recipe, rows: Any, notice: Callable[[str], None]
-    ) -> list[Any]:
+    def callbacks(self, run: Run, model: PreTrainedModel, recipe: Recipe, rows: Any, saving: Saving) -> list[Any]:
         """None."""
         return []
 
@@ -144,7 +142,14 @@ class TextGeneration(TextTask):
         """Conversations and texts as tokens."""
         return prepare_rows(recipe, tokenizer)
 
-    def adapted_model(self, resolved: ResolvedModel, recipe: Recipe, tokenizer: Any, rows: Prepared, notice: Callable[[str], None] = ignore) -> PreTrainedModel:
+    def adapted_model(
+        self,
+        resolved: ResolvedModel,
+        recipe: Recipe,
+        tokenizer: Any,
+        rows: Prepared,
+        notice: Callable[[str], None] = ignore,
+    ) -> PreTrainedModel:
         """A causal language model; any other is a ModelError."""
         model = load_model(resolved, **recipe.model.loading)
         if model.config.is_encoder_decoder or not model.can_generate():

@@ -8,11 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from datasets import Dataset
 from torch import Tensor
 from torch.optim import Optimizer
 from torch.utils.data import DataLoader
-from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainerState
+from transformers import Trainer, TrainerCallback, TrainerState
 from transformers.trainer_callback import PrinterCallback
 
 from lorafit.allocator import give_back_at_once
@@ -278,8 +277,8 @@ class LoraTrainer(Trainer):
                 **({"loss": counters.new_loss / max(counters.new_trained, 1)} if counters.new_taken else {}),
                 "learning_rate": logs["learning_rate"],
                 **({"grad_norm": norm} if math.isfinite(norm) else {}),
-                "tokens": counters.tokens,
-                "tokens_per_second": counters.new_tokens / max(counters.new_seconds, 1e-9),
+                self.loss.unit: counters.tokens,
+                f"{self.loss.unit}_per_second": counters.new_tokens / max(counters.new_seconds, 1e-9),
                 "peak_memory_bytes": peak_memory_bytes(),
                 **({"skipped_steps": counters.skipped} if counters.skipped else {}),
             }
