@@ -10,7 +10,7 @@ from lorafit.cli.output import printable
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from lorafit.data import ClassSummary, Summary, TagSummary
+    from lorafit.data import RowFigures
     from lorafit.evaluate import ClassEvaluation, Evaluation, Sample, Verdict
     from lorafit.metrics import Measured
     from lorafit.recipe import EvaluateSettings
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 PROMPT_CHARACTERS = 400  # of a sample's prompt: its end is nearest to the answer
 
 
-def show_rows(console: "Console", summary: "Summary | ClassSummary | TagSummary") -> None:
+def show_rows(console: "Console", summary: "RowFigures") -> None:
     """What is known of the rows before training."""
     from lorafit.data import (
         ClassSummary,

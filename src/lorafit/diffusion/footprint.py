@@ -191,12 +191,12 @@ class PictureWork:
         found: dict[str, Tensor] = {}
         for encoder in self.files.encoders:
             config = component_config(self.files.path, encoder.name)
-            length = self.files.family.text_length if encoder.reads == "t5" else CLIP_TOKENS
+            length = (self.files.family.text_length if encoder.reads == "t5" else None) or CLIP_TOKENS
             if encoder.name in model.text_encoders:
                 ids = torch.zeros(1, length, dtype=torch.long)
                 found |= encoder.embed(model.text_encoders[encoder.name], ids)
                 continue
-            width = config.get("hidden_size", config.get("d_model"))
+            width: int = config["d_model"] if encoder.reads == "t5" else config["hidden_size"]
             pooled = width if encoder.reads == "pooled" else config.get("projection_dim", width)
             found[f"{encoder.name}.hidden"] = torch.zeros(1, length, width, dtype=self.dtype)
             found[f"{encoder.name}.pooled"] = torch.zeros(1, pooled, dtype=self.dtype)

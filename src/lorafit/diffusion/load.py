@@ -127,10 +127,16 @@ def component_class(path: Path, name: str) -> Any:
 def _component(path: Path, name: str, dtype: "torch.dtype", quantize: Quantize, device: str) -> Any:
     from torch import nn
 
-    own = component_class(path, name)
+    own: Any = component_class(path, name)
     folder = path / name
-    if not isinstance(own, type) or not issubclass(own, nn.Module):  # a tokenizer, a scheduler
+    if not issubclass(own, nn.Module):  # a tokenizer, a scheduler
         return own.from_pretrained(folder)
+    return _model(path, name, own, dtype, quantize, device)
+
+
+def _model(path: Path, name: str, own: Any, dtype: "torch.dtype", quantize: Quantize, device: str) -> Any:
+    """A component with weights, in evaluation mode, frozen."""
+    folder = path / name
     weights = sorted(folder.glob("*.safetensors"))
     if not weights:
         raise ModelError(f"{folder} has no weights in safetensors; a pickle can run code when read: convert it first")
@@ -181,7 +187,9 @@ def load_pipeline(path: Path, dtype: "torch.dtype", **components: Any) -> Any:
     """
     family_of(path)
     index = read_index(path)
-    extra = {name: None for name in ("safety_checker", "feature_extractor", "image_encoder") if name in index}
+    extra: dict[str, Any] = {
+        name: None for name in ("safety_checker", "feature_extractor", "image_encoder") if name in index
+    }
     if "requires_safety_checker" in index:
         extra["requires_safety_checker"] = False
     names = [name for name, entry in index.items() if isinstance(entry, list) and name not in {*extra, *components}]

@@ -10,6 +10,7 @@ from lorafit.diffusion.batches import Document, FixedDraw, PictureBatch, Picture
 from lorafit.diffusion.model import TextToImageModel
 from lorafit.diffusion.process import Levels, Process
 from lorafit.recipe.diffusion_settings import DiffusionSettings
+from lorafit.train.loss import LinearHead
 
 
 class PictureLoss:
@@ -32,7 +33,7 @@ class PictureLoss:
     """
 
     unit = "pictures"
-    head = None
+    head: LinearHead | None = None
     can_pack = can_share_prefix = by_document = False
 
     def __init__(self, model: TextToImageModel, process: Process, levels: Levels, settings: DiffusionSettings) -> None:
@@ -72,7 +73,8 @@ class PictureLoss:
         drawn = [self._draw(batch.mean.shape[1:], draw) for draw in batch.draws]
         device = batch.mean.device
         sides = torch.tensor([side for side, *_ in drawn], device=device)
-        spread, noise = (torch.stack([one[i] for one in drawn]).to(device) for i in (1, 2))
+        spread = torch.stack([spread for _, spread, _, _ in drawn]).to(device)
+        noise = torch.stack([noise for _, _, noise, _ in drawn]).to(device)
         places = torch.arange(len(drawn), device=device)
         latents = batch.mean[places, sides] + batch.std[places, sides] * spread
         return latents, noise, torch.stack([level for *_, level in drawn])

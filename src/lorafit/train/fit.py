@@ -30,7 +30,7 @@ from lorafit.train.memory import peak_memory_bytes, release_memory
 from lorafit.train.plan import Plan
 from lorafit.train.planned import plan_run
 from lorafit.train.resume import computed_with, newest_whole_checkpoint, put_back, what_differs, write_texts
-from lorafit.train.rows import AnyPrepared, OtherRows, fingerprint, longest_row, prepare_others, train_places
+from lorafit.train.rows import OtherRows, fingerprint, longest_row, prepare_others, train_places
 from lorafit.train.saving import PatientSaving, reason_of
 from lorafit.train.signals import StopOnSignal
 from lorafit.train.start import start
@@ -48,7 +48,7 @@ class Trained:
         run: the run directory.
         model: in evaluation mode, carrying the adapter that lies in `run.adapter`; of pictures a `TextToImageModel`.
         tokenizer: of the base model; of pictures the `PipelineFiles`.
-        prepared: the rows, held-out ones included.
+        prepared: the rows, held-out ones included, as the task prepares them.
         interrupted: whether a signal ended training before its end; `--resume` goes on.
         others: rows of other domains to measure beside the held-out ones.
     """
@@ -56,7 +56,7 @@ class Trained:
     run: Run
     model: Any
     tokenizer: Any
-    prepared: AnyPrepared
+    prepared: Any
     interrupted: bool
     others: list[OtherRows] = field(default_factory=list)
 
@@ -161,7 +161,7 @@ class _Fit:
     recipe: Recipe
     resolved: ResolvedModel
     tokenizer: Any
-    prepared: AnyPrepared
+    prepared: Any
     progress: ShowProgress
     notice: Callable[[str], None]
     fast: FastPath = PLAIN

@@ -192,7 +192,7 @@ def _model(work: Work, layers: int | tuple[int, int] | None) -> PreTrainedModel:
     return model
 
 
-def recompute_activations(model: PreTrainedModel) -> None:
+def recompute_activations(model: Any) -> None:
     """Turn checkpointing on, by transformers' name for it; the former one warns where the new one exists."""
     new = "activation_checkpointing_enable"
     enable = getattr(model, new if hasattr(model, new) else "gradient_checkpointing_enable")

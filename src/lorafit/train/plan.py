@@ -248,7 +248,7 @@ class _Estimate:
         return Tried(choice, memory, self.seconds(choice), memory.peak <= self.limit)
 
     def seconds(self, choice: Choice) -> float:
-        """As counted; else 4 FLOPs a token for each weight of the frozen layers, 6 for the adapter's, 4 a label's head."""
+        """As counted; else 4 FLOPs a token for each weight of the frozen layers, 6 for the adapter's, 4 a label."""
         facts, weights = self.facts, self.facts.weights
         slower = SLOWER[choice.quantize] / (self.device.flops * EFFICIENCY[self.device.kind])
         if facts.work is not None:

@@ -4,7 +4,7 @@ import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any
 
 from datasets import Dataset
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -26,10 +26,9 @@ from lorafit.models import ResolvedModel, context_length
 from lorafit.recipe import Recipe
 
 if TYPE_CHECKING:
-    from lorafit.diffusion.prepare import PreparedPictures
     from lorafit.diffusion.rows import PictureRows
 
-AnyPrepared: TypeAlias = "Prepared | PreparedSeq2Seq | PreparedClasses | PreparedTags | PreparedPictures"
+AnyPrepared = Prepared | PreparedSeq2Seq | PreparedClasses | PreparedTags
 
 
 def prepare_rows(
@@ -195,7 +194,6 @@ def prepare_others(recipe: Recipe, tokenizer: Any, prepared: AnyPrepared, files:
             return prepare_pairs(anew, tokenizer, files=[file])
         if isinstance(prepared, PreparedTags):
             return prepare_tags(anew, tokenizer, labels=prepared.labels, files=[file])
-        assert isinstance(prepared, PreparedClasses)  # a recipe of pictures names no others
         kind = prepared.problem_type
         return prepare_classes(anew, tokenizer, labels=prepared.labels, problem_type=kind, files=[file])
 
@@ -269,7 +267,7 @@ def train_places(recipe: Recipe, tokenizer: Any, rows: "Dataset | PictureRows", 
     keys = [_key(rows[i]) for i in indices]
     places: dict[Any, list[str]] = {}
     try:
-        again = PREPARE[recipe.task](recipe, tokenizer, files=recipe.data.train_files)
+        again: Any = PREPARE[recipe.task](recipe, tokenizer, files=recipe.data.train_files)
         for row, tokens in zip(again.held_out_rows, again.held_out, strict=True):
             places.setdefault(_key(tokens), []).append(row.where)
     except (LorafitError, OSError):  # the files are gone or changed since: numbers must do

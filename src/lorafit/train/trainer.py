@@ -20,7 +20,7 @@ from lorafit.lora.trainer_bridge import adapters_pointed_out
 from lorafit.recipe import TrainSettings
 from lorafit.train.arguments import training_arguments
 from lorafit.train.average import averaged
-from lorafit.train.batches import Collator, ShuffledSteps
+from lorafit.train.batches import ShuffledSteps
 from lorafit.train.callbacks import StopEarly
 from lorafit.train.checkpoint import (
     load_optimizer,
@@ -188,7 +188,7 @@ class LoraTrainer(Trainer):
             self.causal_lm.zero_grad(set_to_none=True)
             restore_random_states(states)
 
-    def _largest(self, rows: Any, collator: Collator) -> Any:
+    def _largest(self, rows: Any, collator: Any) -> Any:
         micro_batches = collator([rows[i] for i in collator.heaviest(rows)])["micro_batches"]
         return max(micro_batches, key=lambda batch: batch.size).to(self.args.device)
 

@@ -9,6 +9,8 @@ from torch.nn import functional as F
 
 from lorafit.diffusion.families.family import Family, TextEncoder, Texts
 
+T5_TOKENS = 256
+
 
 class StableDiffusion3(Family):
     """Esser et al. 2024, arXiv 2403.03206."""
@@ -21,13 +23,13 @@ class StableDiffusion3(Family):
         TextEncoder("text_encoder_3", "tokenizer_3", "t5"),
     )
     flow = True
-    text_length = 256
+    text_length = T5_TOKENS
 
     def denoise(
         self, denoiser: Any, noisy: Tensor, timestep: Tensor, texts: Texts, sizes: Tensor, guidance: float
     ) -> Tensor:
         """The velocity, noise - latents."""
-        hidden, pooled = _conditions(texts, denoiser.config.joint_attention_dim, self.text_length)
+        hidden, pooled = _conditions(texts, denoiser.config.joint_attention_dim)
         return denoiser(
             hidden_states=noisy, timestep=timestep, encoder_hidden_states=hidden, pooled_projections=pooled
         ).sample
@@ -35,7 +37,7 @@ class StableDiffusion3(Family):
     def prompt(self, texts: Texts, negative: Texts, pipeline: Any) -> dict[str, Any]:
         """Both as embeddings."""
         width = pipeline.transformer.config.joint_attention_dim
-        (hidden, pooled), (away, away_pooled) = (_conditions(t, width, self.text_length) for t in (texts, negative))
+        (hidden, pooled), (away, away_pooled) = (_conditions(t, width) for t in (texts, negative))
         return {
             "prompt_embeds": hidden,
             "pooled_prompt_embeds": pooled,
@@ -48,7 +50,7 @@ class StableDiffusion3(Family):
         return denoiser_config["patch_size"]
 
 
-def _conditions(texts: Texts, width: int, text_length: int) -> tuple[Tensor, Tensor]:
+def _conditions(texts: Texts, width: int) -> tuple[Tensor, Tensor]:
     """CLIP's hidden states side by side, widened to T5's, before those; pooled ones side by side.
 
     Where a pipeline has no T5, zeros stand in its place, as when it draws.
@@ -56,7 +58,7 @@ def _conditions(texts: Texts, width: int, text_length: int) -> tuple[Tensor, Ten
     clip = torch.cat([texts["text_encoder.hidden"], texts["text_encoder_2.hidden"]], dim=-1)
     t5 = texts.get("text_encoder_3.hidden")
     if t5 is None:
-        t5 = clip.new_zeros(len(clip), text_length, width)
+        t5 = clip.new_zeros(len(clip), T5_TOKENS, width)
     hidden = torch.cat([F.pad(clip, (0, width - clip.shape[-1])), t5], dim=-2)
     return hidden, torch.cat([texts["text_encoder.pooled"], texts["text_encoder_2.pooled"]], dim=-1)
 
