@@ -31,6 +31,7 @@ from lorafit.recipe import Recipe
 from lorafit.train.devices import Device
 from lorafit.train.facts import FLOAT_BYTES, Facts, Rows, Weights
 from lorafit.train.footprint import Allocated, explained, recompute_activations
+from lorafit.train.plan import RECOMPUTED
 
 CLIP_TOKENS = 77
 
@@ -60,7 +61,9 @@ def picture_facts(recipe: Recipe, resolved: ResolvedModel, rows: PictureRows, de
     """
     work = PictureWork(recipe, PipelineFiles.of(resolved), rows, device.dtype)
     longest = int(rows.longest)
-    on_cpu = device.kind == "cpu"
+    on_cpu, recompute = device.kind == "cpu", recipe.train.gradient_checkpointing is True
+    activations, flops = work.traced(recompute)
+    flops /= RECOMPUTED if recompute else 1
     return Facts(
         rows=PictureSizes(rows.positions, np.ones(len(rows), dtype=np.int64), longest),
         weights=work.weights(),
@@ -73,10 +76,11 @@ def picture_facts(recipe: Recipe, resolved: ResolvedModel, rows: PictureRows, de
         stored=None,
         converted=stored_dtype(work.files.path / work.files.family.denoiser) != device.dtype,
         program=psutil.Process().memory_info().rss if on_cpu else 0,
-        trace=lambda recompute: work.activations(recompute) / longest,
+        trace=lambda recompute: work.traced(recompute)[0] / longest,
         preparing=work.preparing(),
         evaluating=work.drawing(),
-        work=work.flops() / longest,
+        work=flops / longest,
+        traced={recompute: activations / longest},
     )
 
 
@@ -106,23 +110,18 @@ class PictureWork:
             largest = max(p.numel() for p in parameters if not p.requires_grad)
             return Weights(sum(p.numel() for p in parameters) - trained, linear, trained, largest)
 
-    def activations(self, recompute: bool) -> int:
-        """Most bytes of a picture's forward and backward, beyond the weights."""
+    def traced(self, recompute: bool) -> tuple[int, int]:
+        """Most bytes of a picture's forward and backward, beyond the weights, and their FLOPs."""
         with self._fake(), ExitStack() as stack:
             model = self._model().train()
             if recompute:
                 recompute_activations(model)
             if not self.recipe.train.fast:
                 stack.enter_context(term_by_term(model))
+            work = stack.enter_context(FlopCounterMode(display=False))
             counted = stack.enter_context(Allocated(model))
             self._step(model)
-            return counted.peak
-
-    def flops(self) -> int:
-        """Of a picture's forward and backward."""
-        with self._fake(), FlopCounterMode(display=False) as counted:
-            self._step(self._model().train())
-        return counted.get_total_flops()
+            return counted.peak, work.get_total_flops()
 
     def preparing(self) -> int:
         """Most bytes while pictures and texts are encoded: of the VAE at work, or of a text encoder."""
