@@ -18,6 +18,7 @@ SHUT = {
     "lora": {"data", "models", "recipe", "train", "evaluate", "export", "serve", "report", "demo"},
     "data": {"lora", "recipe", "train", "evaluate", "export", "serve", "report", "demo"},
     "train": {"evaluate", "export", "serve", "report", "demo"},
+    "diffusion": {"evaluate", "export", "serve", "report", "demo"},
     "evaluate": {"export", "serve", "report", "demo"},
     "report": {"kernels", "lora", "models", "data", "train", "evaluate", "export", "serve", "demo"},
 }
@@ -78,6 +79,27 @@ def test_heavy_packages_come_late(file: Path):
         return
     packages = {name.split(".")[0] for name in imports(file, at_start=True)}
     assert not packages & HEAVY.get(room(file), set())
+
+
+def test_diffusion_is_for_pictures_alone():
+    """Only late imports know the room, and only that of diffusers at its own place."""
+    outside = [file for file in FILES if room(file) != "diffusion"]
+    for file in outside:
+        assert not [name for name in imports(file, at_start=True) if name.startswith("lorafit.diffusion")], file
+    for file in FILES:
+        assert not [name for name in imports(file, at_start=True) if name.split(".")[0] == "diffusers"], file
+
+
+def test_a_run_of_texts_loads_nothing_of_diffusion():
+    code = (
+        "import sys, lorafit.train, lorafit.evaluate, lorafit.report.page, lorafit.cli.train\n"
+        "from lorafit.train.tasks import task_of\n"
+        "from lorafit.recipe import load_recipe\n"
+        "task_of(load_recipe(sets=['model.name=x', 'data.train_files=y']))\n"
+        "print([name for name in sys.modules if name.startswith(('diffusers', 'lorafit.diffusion', 'PIL'))])"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stdout.strip() == "[]"
 
 
 def test_the_reader_sees_relative_and_late_imports(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -13,8 +13,11 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import picture_runs
 import pytest
+import small_pipelines
 import torch
+from picture_runs import make_pictures, prepared
 from test_fit import byte_tokenizer
 from tiny_models import tiny_model
 
@@ -27,7 +30,7 @@ from lorafit.run import Run
 from lorafit.train import train
 from lorafit.train.arguments import training_arguments
 from lorafit.train.rows import prepare_others
-from lorafit.train.tasks import TASKS, class_weights
+from lorafit.train.tasks import class_weights, task_of
 from lorafit.train.trainer import LoraTrainer
 
 
@@ -51,6 +54,12 @@ ONE_BLOCK = ("lora.target_modules=[q_proj]",)
 ANSWERS = ("evaluate.max_new_tokens=6",)
 CLASSES = ("task=classification", "data.train_files={folder}/classes.jsonl", "model.name={folder}/llama")
 PAIRS = ("task=seq2seq", "data.train_files={folder}/pairs.jsonl")
+PICTURES = ("task=text_to_image", "model.name={folder}/sd1", "data.train_files={folder}/pictures",
+            "diffusion.resolution=32", "diffusion.sample_steps=2", "train.max_steps=2", "data.cache=true",
+            "evaluate.samples=1", "train.per_device_train_batch_size=4", "train.token_budget=1024")  # fmt: skip
+PRIOR = (*PICTURES, "diffusion.class_folder={folder}/class", "diffusion.class_prompt=a patch")
+LOGIT = (*PICTURES, "diffusion.timestep_sampling=logit_normal")
+UNNAMED = (*PICTURES, "data.train_files={folder}/class", "diffusion.instance_prompt=a sks patch")
 COLUMNS = (*PAIRS, "data.source_column=source", "data.target_column=target")
 CHANGES = {
     "task": Change("classification", "kind", ("data.train_files={folder}/classes.jsonl",)),
@@ -125,6 +134,27 @@ CHANGES = {
     "train.fast": Change("off", "fast"),
     "train.class_weights": Change("balanced", "row_weights", (*CLASSES, "data.label_column=rare")),
     "train.report_to": Change("[tensorboard]", "trackers"),
+    "diffusion.resolution": Change("24", "picture_rows", PICTURES),
+    "diffusion.buckets": Change("false", "picture_rows", PICTURES),
+    "diffusion.random_flip": Change("true", "picture_loss", PICTURES),
+    "diffusion.instance_prompt": Change("a patch", "picture_rows", UNNAMED),
+    "diffusion.class_folder": Change("{folder}/pictures", "picture_rows", PRIOR),
+    "diffusion.class_prompt": Change("a spot", "picture_rows", PRIOR),
+    "diffusion.prior_loss_weight": Change("0.5", "picture_loss", PRIOR),
+    "diffusion.text_encoder_learning_rate": Change("1e-3", "picture_adapter", PICTURES),
+    "diffusion.min_snr_gamma": Change("1.0", "picture_loss", PICTURES),
+    "diffusion.noise_offset": Change("0.2", "picture_loss", PICTURES),
+    "diffusion.timestep_sampling": Change("logit_normal", "picture_loss", PICTURES),
+    "diffusion.logit_mean": Change("2.0", "picture_loss", LOGIT),
+    "diffusion.logit_std": Change("0.1", "picture_loss", LOGIT),
+    "diffusion.guidance": Change("5.0", "picture_loss", (*PICTURES, "model.name={folder}/flux")),
+    "diffusion.ema_decay": Change("0.5", "picture_adapter", PICTURES),
+    "diffusion.validation_timesteps": Change("3", "picture_rows", PICTURES),
+    "diffusion.sample_prompts": Change("[a blue patch]", "samples", PICTURES),
+    "diffusion.negative_prompt": Change("noise", "samples", PICTURES),
+    "diffusion.sample_steps": Change("3", "samples", PICTURES),
+    "diffusion.sample_guidance": Change("1.5", "samples", PICTURES),
+    "diffusion.sample_seed": Change("1", "samples", PICTURES),
     "evaluate.samples": Change("1", "answers", ANSWERS),
     "evaluate.metrics": Change("[exact_match]", "answers", ANSWERS),
     "evaluate.generated_rows": Change("4", "answers", (*ANSWERS, "evaluate.metrics=[exact_match]")),
@@ -146,6 +176,12 @@ def test_every_setting_has_its_change():
 def folder(tmp_path_factory) -> Path:
     """Models, rows, and a trained run."""
     folder = tmp_path_factory.mktemp("settings")
+    for family in ("sd1", "flux"):
+        small_pipelines.save(family, folder / family)
+    make_pictures(folder / "pictures", 9, sizes=((32, 32), (48, 32)))
+    make_pictures(folder / "class", 4)
+    for caption in (folder / "class").glob("*.txt"):
+        caption.unlink()
     for kind in ("llama", "gpt2"):
         tiny_model(kind, vocab_size=259).save_pretrained(folder / kind)
         byte_tokenizer().save_pretrained(folder / kind)
@@ -226,12 +262,12 @@ def trained(folder: Path, sets: tuple[str, ...], patch: pytest.MonkeyPatch) -> d
 def kind(folder: Path, recipe: Recipe, patch: pytest.MonkeyPatch) -> str:
     """What is prepared."""
     tokenizer = load_tokenizer(resolve(recipe.model.name))
-    return type(TASKS[recipe.task].prepare(recipe, tokenizer)).__name__
+    return type(task_of(recipe).prepare(recipe, tokenizer)).__name__
 
 
 def rows(folder: Path, recipe: Recipe, patch: pytest.MonkeyPatch) -> Any:
     """Tokens and labels of both sides."""
-    prepared = TASKS[recipe.task].prepare(recipe, load_tokenizer(resolve(recipe.model.name)))
+    prepared = task_of(recipe).prepare(recipe, load_tokenizer(resolve(recipe.model.name)))
     return prepared.train.to_list(), prepared.held_out.to_list()
 
 
@@ -286,7 +322,7 @@ def device(folder: Path, recipe: Recipe, patch: pytest.MonkeyPatch) -> str:
 def adapter(folder: Path, recipe: Recipe, patch: pytest.MonkeyPatch) -> Any:
     """What is trained, with its first values."""
     tokenizer = load_tokenizer(resolve(recipe.model.name))
-    task = TASKS[recipe.task]
+    task = task_of(recipe)
     prepared = task.prepare(recipe, tokenizer)
     model = task.adapted_model(resolve(recipe.model.name), recipe, tokenizer, prepared)
     return [(name, tuple(p.shape), p.sum().item()) for name, p in model.named_parameters() if p.requires_grad]
@@ -294,14 +330,14 @@ def adapter(folder: Path, recipe: Recipe, patch: pytest.MonkeyPatch) -> Any:
 
 def row_weights(folder: Path, recipe: Recipe, patch: pytest.MonkeyPatch) -> list[float] | None:
     """What a row of each class counts in the loss."""
-    rows = TASKS[recipe.task].prepare(recipe, load_tokenizer(resolve(recipe.model.name)))
+    rows = task_of(recipe).prepare(recipe, load_tokenizer(resolve(recipe.model.name)))
     return class_weights(recipe.train.class_weights, rows)
 
 
 def other_rows(folder: Path, recipe: Recipe, patch: pytest.MonkeyPatch) -> list[str]:
     """What is measured beside the held-out rows."""
     tokenizer = load_tokenizer(resolve(recipe.model.name))
-    prepared = TASKS[recipe.task].prepare(recipe, tokenizer)
+    prepared = task_of(recipe).prepare(recipe, tokenizer)
     return [other.name for other in prepare_others(recipe, tokenizer, prepared, recipe.evaluate.also)]
 
 
@@ -321,6 +357,44 @@ def answers(folder: Path, recipe: Recipe, patch: pytest.MonkeyPatch) -> Any:
     return json.dumps(found)
 
 
+def picture_rows(folder: Path, recipe: Recipe, patch: pytest.MonkeyPatch) -> Any:
+    """Pictures, captions and sizes of both sides."""
+    rows = prepared(recipe)
+    return rows.train.sha256(), rows.held_out.sha256()
+
+
+def picture_loss(folder: Path, recipe: Recipe, patch: pytest.MonkeyPatch) -> list[float]:
+    """Losses of the first step's pictures."""
+    patch.setenv("LORAFIT_CACHE", str(folder / "cache"))
+    _, rows, loss = picture_runs.adapted(recipe)
+    step = loss.collator(10_000, 16, packed=False, share_prefix=False)([rows.train[i] for i in range(4)])
+    torch.manual_seed(3)
+    with torch.no_grad():
+        return torch.cat([loss(batch) for batch in step["micro_batches"]]).tolist()
+
+
+def picture_run(folder: Path, recipe: Recipe, patch: pytest.MonkeyPatch) -> Run:
+    """A short run, once for each recipe."""
+    patch.setenv("LORAFIT_CACHE", str(folder / "cache"))
+    directory = folder / "picture-runs" / hashlib.sha256(recipe.to_yaml().encode()).hexdigest()
+    if not directory.exists():
+        named = recipe.model_copy(update={"output_dir": str(directory)})
+        train(named, on_notice=lambda line: None)
+    return Run.open(directory)
+
+
+def picture_adapter(folder: Path, recipe: Recipe, patch: pytest.MonkeyPatch) -> str:
+    """What is saved."""
+    run = picture_run(folder, recipe, patch)
+    return hashlib.sha256((run.adapter / "adapter_model.safetensors").read_bytes()).hexdigest()
+
+
+def samples(folder: Path, recipe: Recipe, patch: pytest.MonkeyPatch) -> Any:
+    """What is drawn."""
+    run = picture_run(folder, recipe, patch)
+    return run.samples, [(run.directory / line["base"]).read_bytes() for line in run.samples]
+
+
 OBSERVERS: dict[str, Callable[[Path, Recipe, pytest.MonkeyPatch], Any]] = {
     observer.__name__: observer
     for observer in (
@@ -334,6 +408,10 @@ OBSERVERS: dict[str, Callable[[Path, Recipe, pytest.MonkeyPatch], Any]] = {
         adapter,
         row_weights,
         other_rows,
+        picture_adapter,
+        picture_loss,
+        picture_rows,
+        samples,
         trackers,
         answers,
     )

@@ -44,6 +44,9 @@ def check(
     """
     with open_output(json) as out:
         settings, has_model = _settings(data, model, validation, set or [])
+        if settings.task == "text_to_image":
+            _check_pictures(settings, has_model, row, fix, strict, out)
+            return
         if row is not None and not has_model:
             raise ConfigError("--row shows tokens, which are a model's: add --model")
         if row is not None and fix is not None:
@@ -73,6 +76,29 @@ def _check(settings: "Recipe", task: "TextRows | ClassRows", strict: bool, fix: 
         out.console.print(f"Wrote {written:,} rows to {fix}, without those with {left}.", markup=False)
         result |= {"fixed": str(fix), "written_rows": written}
     out.result(result)
+    if report.errors or (strict and report.warnings):
+        raise typer.Exit(FOUND)
+
+
+def _check_pictures(
+    settings: "Recipe", has_model: bool, row: str | None, fix: Path | None, strict: bool, out: Output
+) -> None:
+    from lorafit.data.check.show import render_report
+    from lorafit.diffusion.check import check_pictures
+
+    if row is not None or fix is not None:
+        raise ConfigError("--row and --fix are for rows of texts: leave them out for pictures")
+    resolution = None
+    if has_model:
+        from lorafit.diffusion.prepare import resolution_of
+        from lorafit.diffusion.reader import PipelineFiles
+        from lorafit.models import resolve
+
+        resolved = resolve(settings.model.name, revision=settings.model.revision, pipeline=True)
+        resolution = resolution_of(settings, PipelineFiles.of(resolved))
+    report = check_pictures(settings, resolution)
+    out.console.print(render_report(report, strict))
+    out.result({**report.to_dict(), "strict": strict})
     if report.errors or (strict and report.warnings):
         raise typer.Exit(FOUND)
 
@@ -109,8 +135,8 @@ def _task(settings: "Recipe", findings: "Findings", has_model: bool, out: Output
 
     if settings.task not in ("sft", "classification"):
         raise ConfigError(
-            f"check knows the rows of the tasks sft and classification, not yet those of {settings.task}: `lorafit "
-            "plan` reads them all and names what is broken, without training"
+            f"check knows the rows of the tasks sft and classification, and pictures, not yet of {settings.task}: "
+            "`lorafit plan` reads them all and names what is broken, without training"
         )
     tokenizer = None
     if has_model:

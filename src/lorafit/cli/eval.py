@@ -13,6 +13,7 @@ from lorafit.errors import ConfigError, RunError
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+    from lorafit.diffusion.prepare import PreparedPictures
     from lorafit.evaluate import ClassEvaluation, Evaluation, OtherAdapter, Suite
     from lorafit.run import Run
     from lorafit.train.rows import AnyPrepared, OtherRows
@@ -67,6 +68,9 @@ def eval(
         asked = _asked(opened, data or [], also, adapter, suite, suite_path, suite_limit)
         for note in asked.other.notes if asked.other else ():
             out.console.print(note, style="yellow", markup=False)
+        if opened.recipe.task == "text_to_image":
+            out.result({"run": str(run), **_pictures(opened, asked, out)})
+            return
         measure = _classification if opened.recipe.task in ("classification", "token_classification") else _text
         result = {"run": str(run), "adapter": str(asked.folder or opened.adapter), **measure(opened, asked, out)}
         if asked.writes_rows or asked.writes_suite:
@@ -116,6 +120,8 @@ def _asked(
 
     if suite is None and (suite_path is not None or suite_limit is not None):
         raise ConfigError("--suite-path and --suite-limit are for --suite TASKS: name the tasks, or leave them out")
+    if run.recipe.task == "text_to_image" and (suite is not None or also):
+        raise ConfigError("--suite and --also are for models of texts: leave them out")
     if suite is not None and run.recipe.task in ("classification", "token_classification"):
         raise ConfigError("--suite asks a model for text, and a classifier writes none: leave it out")
     if suite is not None and run.recipe.task == "seq2seq":
@@ -147,6 +153,27 @@ def _classification(run: "Run", asked: _Asked, out: Output) -> dict[str, Any]:
     evaluation = evaluate_classification(model, prepared, recipe, out, history=_history(run, asked))
     show_class_evaluation(out.console, evaluation, recipe.evaluate.samples)
     return evaluation.to_dict() | _finish(run, asked, model, others, evaluation, out)
+
+
+def _pictures(run: "Run", asked: _Asked, out: Output) -> dict[str, Any]:
+    from lorafit.cli.pictures import measure_pictures
+    from lorafit.cli.report import draw_report
+    from lorafit.diffusion.task import load_tuned
+
+    def say(line: str) -> None:
+        out.console.print(line, style="dim", markup=False)
+
+    model, prepared = load_tuned(run, adapter=asked.folder, folders=asked.files, notice=say)
+    _check_rows(run, asked.files, prepared)
+    found = measure_pictures(run, model, prepared, out, history=_history(run, asked))
+    result = {"adapter": str(asked.folder or run.adapter), **(found.to_dict() if found else {})}
+    if found is None or not asked.writes_rows:
+        return result
+    found.write(run.directory)
+    report = draw_report(run, out)
+    if report is not None:
+        out.console.print(f"All of it as a page: {report}", markup=False, soft_wrap=True)
+    return result | {"report": None if report is None else str(report)}
 
 
 def _text(run: "Run", asked: _Asked, out: Output) -> dict[str, Any]:
@@ -196,7 +223,7 @@ def _history(run: "Run", asked: _Asked) -> list[dict[str, Any]]:
     return [*run.metrics()] if asked.writes_rows else []
 
 
-def _check_rows(run: "Run", files: list[str], prepared: "AnyPrepared") -> None:
+def _check_rows(run: "Run", files: list[str], prepared: "AnyPrepared | PreparedPictures") -> None:
     """Refuse rows held out of other data than the run was trained on, and others than those it held out."""
     from lorafit.train.rows import fingerprint
 

@@ -38,6 +38,7 @@ KINDS = {
     "picture": Kind(ERROR, "no picture, or a damaged one", "mend or remove them"),
     "caption": Kind(ERROR, "no caption", "add NAME.txt, a line in metadata.jsonl, or diffusion.instance_prompt"),
     "picture_absent": Kind(WARNING, "captions of pictures that are not there", "mend the names in metadata.jsonl"),
+    "picture_small": Kind(WARNING, "smaller than what is trained", "they are enlarged and blur: find larger ones"),
     "mixed_formats": Kind(WARNING, "another format than most rows", "one format a data set is easier to trust"),
     "roles": Kind(WARNING, "roles out of order", "user and assistant take turns, after at most one system"),
     "unanswered": Kind(WARNING, "messages after the last answer", "what follows it is not trained"),

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from typing import Any, ClassVar
 
 from transformers import set_seed
@@ -20,7 +21,7 @@ from lorafit.diffusion.rows import Fitted
 from lorafit.diffusion.samples import DrawSamples, prompts_of
 from lorafit.diffusion.store import Store, pictures_directory
 from lorafit.errors import ConfigError
-from lorafit.lora import LoraConfig, attach
+from lorafit.lora import LoraConfig, attach, load_adapter
 from lorafit.models import ResolvedModel, dtype_on, pick_device
 from lorafit.recipe import Recipe
 from lorafit.run import Run
@@ -172,6 +173,29 @@ def lora_config(recipe: Recipe, family: Family) -> LoraConfig:
     return replace(config, target_modules=targets)
 
 
-def captions_of(pictures: Sequence[Fitted]) -> list[str]:
-    """In their order, each once."""
-    return list(dict.fromkeys(one.picture.caption for one in pictures))
+def load_tuned(
+    run: Run,
+    *,
+    adapter: Path | None = None,
+    folders: Sequence[str] = (),
+    notice: Callable[[str], None] = lambda line: None,
+) -> tuple[TextToImageModel, PreparedPictures]:
+    """A run's tuned model, and pictures to measure it on, encoded.
+
+    Args:
+        run: of this task, with an adapter.
+        adapter: folder of another one, in place of the run's best.
+        folders: of other pictures than those that the run held out.
+        notice: takes a line for the user before long work.
+
+    Raises:
+        RunError: The run has saved no adapter yet, or it has another task.
+    """
+    run.check_has_adapter("text_to_image")
+    recipe, resolved = run.recipe, run.find_base()
+    files = PipelineFiles.of(resolved)
+    rows = prepare_pictures(recipe, files, folders=folders)
+    encode(recipe, files, rows, notice)
+    model = load_trained(recipe, files, resolved.reference)
+    load_adapter(model, adapter or run.adapter)
+    return model.eval(), rows

@@ -178,10 +178,12 @@ class RunDirectory:
 
     def clean(self) -> None:
         """Delete what a process that ended while it wrote has left; only the one that holds the run may."""
-        for name in (*OWN_FILES, "updates.json", f"adapter/{CHECKSUMS_FILE}"):
+        for name in (*OWN_FILES, "updates.json", "samples.jsonl", f"adapter/{CHECKSUMS_FILE}"):
             file = self.directory / name
             for left in file.parent.glob(f".{file.name}.*"):
                 left.unlink()
+        for left in (self.directory / "samples").glob(".*.png"):
+            left.unlink()
         for left in self.directory.glob(".adapter.*"):
             shutil.rmtree(left)
 
@@ -339,6 +341,8 @@ class RunDirectory:
             where = shlex.quote(str(self.directory))
             raise RunError(
                 {
+                    "text_to_image": f"{self.directory} is a text-to-image model, which draws and is no {tasks[0]}: "
+                    f"measure it with `lorafit eval {where}`",
                     "classification": f"{self.directory} is a classification, which writes no text: measure it with "
                     f"`lorafit eval {where}`, or export it --to merged or peft",
                     "token_classification": f"{self.directory} is a token classification, which writes no text and is "
