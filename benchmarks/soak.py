@@ -39,10 +39,11 @@ os.environ["OMP_NUM_THREADS"] = "1"
 KINDS = ("moment", "line", "torn")
 AGAIN = 1 / 3  # share of children that take a run up and are killed too
 WATCHED = ("files.py", "run/directory.py", "run/lock.py", "train/checkpoint.py", "train/resume.py",
-           "train/callbacks.py", "train/saving.py", "train/random_states.py", "lora/peft_format.py",
+           "train/callbacks.py", "train/saving.py", "train/average.py",
+           "diffusion/samples.py", "train/random_states.py", "lora/peft_format.py",
            "tensor_files.py")  # fmt: skip
-MACHINE = {"tokens_per_second", "peak_memory_bytes"}
-COMPARED_FIGURES = ("steps", "total_steps", "epochs", "tokens", "best_step", "best_loss", "skipped_steps")
+MACHINE = {"tokens_per_second", "pictures_per_second", "peak_memory_bytes"}
+COMPARED_FIGURES = ("steps", "total_steps", "epochs", "tokens", "pictures", "best_step", "best_loss", "skipped_steps")
 
 SETTINGS = {
     "text": ["train.eval_steps=3", "train.save_steps=2", "train.logging_steps=2", "lora.lora_dropout=0.1"],
@@ -55,11 +56,17 @@ SETTINGS = {
         "train.optim=adamw_torch", "lora.bias=all", "train.early_stopping_patience=null",
     ],
     "classes": ["task=classification", "train.eval_steps=3", "train.save_steps=2", "lora.lora_dropout=0.1"],
+    "pictures": [
+        "task=text_to_image", "train.eval_steps=3", "train.save_steps=2", "lora.lora_dropout=0.1", "train.max_steps=4",
+        "diffusion.resolution=16", "diffusion.random_flip=true", "diffusion.noise_offset=0.1", "data.cache=false",
+        "diffusion.ema_decay=0.8", "diffusion.text_encoder_learning_rate=0.001", "diffusion.sample_steps=1",
+        "diffusion.validation_timesteps=2", "evaluate.samples=1", "train.token_budget=64",
+    ],
 }  # fmt: skip
 
 
 def make_inputs(folder: Path) -> None:
-    """A random two-layer Llama and BERT with tokenizers, and rows for each."""
+    """A random two-layer Llama and BERT with tokenizers, and rows for each; a small diffusion model and pictures."""
     import torch
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import BertConfig, BertModel, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
@@ -77,6 +84,7 @@ def make_inputs(folder: Path) -> None:
     BertModel(BertConfig(**sizes)).save_pretrained(folder / "bert")
     for name in ("llama", "bert"):
         own.save_pretrained(folder / name)
+    _make_pictures(folder)
     noise = random.Random(0)
     sums = [(noise.randrange(20), noise.randrange(20)) for _ in range(24)]
     texts = ({"prompt": f"{a} plus {b} " * (1 + a % 3) + "is", "completion": f" {a + b}"} for a, b in sums)
@@ -85,17 +93,35 @@ def make_inputs(folder: Path) -> None:
     (folder / "classes.jsonl").write_text("".join(json.dumps(row) + "\n" for row in classes))
 
 
+def _make_pictures(folder: Path) -> None:
+    """A pipeline of the tests, and pictures with captions."""
+    import numpy as np
+    from PIL import Image
+
+    sys.path.append(str(Path(__file__).parents[1] / "tests" / "diffusion"))
+    import small_pipelines
+
+    small_pipelines.save("sd1", folder / "sd1")
+    (folder / "pictures").mkdir()
+    noise = np.random.default_rng(0)
+    for i in range(9):
+        Image.fromarray(noise.integers(0, 255, (16, 16, 3), dtype=np.uint8)).save(folder / "pictures" / f"{i}.png")
+        (folder / "pictures" / f"{i}.txt").write_text(f"picture {i % 3}")
+
+
 def recipe_of(name: str, inputs: Path, directory: Path) -> Any:
     """The settings of one kind of run: 8 steps of 4 rows in micro-batches, or what they say."""
     from lorafit.recipe import load_recipe
 
     common = ["train.learning_rate=0.01", "train.per_device_train_batch_size=2", "train.gradient_accumulation_steps=2",
               "train.token_budget=24", "train.num_train_epochs=2", "lora.r=2", "model.dtype=fp32"]  # fmt: skip
-    model, rows = ("bert", "classes") if name == "classes" else ("llama", "text")
+    model, rows = {"classes": ("bert", "classes.jsonl"), "pictures": ("sd1", "pictures")}.get(
+        name, ("llama", "text.jsonl")
+    )
     return load_recipe(
         sets=[*common, *SETTINGS[name]],
         model=str(inputs / model),
-        data=str(inputs / f"{rows}.jsonl"),
+        data=str(inputs / rows),
         output_dir=str(directory),
     )
 
@@ -325,9 +351,10 @@ def end_of(folder: Path) -> dict[str, Any]:
     assert all(value >= 0 for value in seconds)
     return {
         "state": record["state"],
-        "figures": {key: record["figures"][key] for key in COMPARED_FIGURES},
+        "figures": {key: record["figures"].get(key) for key in COMPARED_FIGURES},
         "metrics": [{key: value for key, value in row.items() if key not in MACHINE} for row in run.metrics()],
         "adapter": _sums(run.adapter),
+        "samples": _sums(run.directory / "samples"),
         "left": sorted(path.name for path in (*run.checkpoints.iterdir(), *run.directory.iterdir())),
         "checkpoint": {name: sha for name, sha in _sums(newest).items() if name.endswith(".safetensors")},
         "rest of the state": state,
@@ -335,8 +362,8 @@ def end_of(folder: Path) -> dict[str, Any]:
 
 
 def _sums(folder: Path) -> dict[str, str]:
-    files = (file for file in folder.iterdir() if file.name != "checksums.json")
-    return {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in files}
+    files = (file for file in folder.rglob("*") if file.is_file() and file.name != "checksums.json")
+    return {file.relative_to(folder).as_posix(): hashlib.sha256(file.read_bytes()).hexdigest() for file in files}
 
 
 def compare(got: dict[str, Any], expected: dict[str, Any]) -> str:

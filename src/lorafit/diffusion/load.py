@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lorafit.diffusion.families import Family, families
-from lorafit.errors import MissingExtraError, ModelError
+from lorafit.errors import LorafitError, MissingExtraError, ModelError
 from lorafit.models.guard import check_weights
-from lorafit.models.quantize import Quantize, quantization_config, read_by_lorafit
+from lorafit.models.quantize import Quantize
 from lorafit.models.quiet import quiet_transformers
 from lorafit.untrusted import Refused, read_json, short
 
@@ -147,30 +147,23 @@ def _model(path: Path, name: str, own: Any, dtype: "torch.dtype", quantize: Quan
     if None not in variants:  # half precision alone, as many pipelines come
         options["variant"] = sorted(variant for variant in variants if variant)[0]
     options["dtype" if own.__module__.startswith("transformers.") else "torch_dtype"] = dtype
-    if quantize != "none":
-        options |= _quantized(quantize, dtype, device)
     try:
+        if quantize != "none":
+            from lorafit.diffusion.quantize import load_quantized
+
+            return load_quantized(own, folder, weights, dtype, quantize, device).eval().requires_grad_(False)
         model = own.from_pretrained(folder, **options)
+    except LorafitError:
+        raise
     except (OSError, ValueError, RuntimeError, KeyError) as error:
         raise ModelError(f"{folder} cannot be loaded: {error}") from error
-    if quantize == "none":
-        model.to(device)
-    else:
-        read_by_lorafit(model)
-    return model.eval().requires_grad_(False)
+    return model.to(device).eval().requires_grad_(False)
 
 
 def _variant(file: Path) -> str | None:
     """`fp16` of `model.fp16.safetensors`, also of a shard."""
     parts = file.name.removesuffix(".safetensors").split(".")
     return parts[1].partition("-")[0] if len(parts) > 1 else None
-
-
-def _quantized(quantize: Quantize, dtype: "torch.dtype", device: str) -> dict[str, Any]:
-    theirs = quantization_config(quantize, dtype).to_dict()
-    fields = {key: value for key, value in theirs.items() if key.startswith(("load_in", "bnb_4bit_", "llm_int8"))}
-    fields.pop("bnb_4bit_quant_storage", None)
-    return {"quantization_config": diffusers().BitsAndBytesConfig(**fields), "device_map": {"": device}}
 
 
 def load_pipeline(path: Path, dtype: "torch.dtype", **components: Any) -> Any:
