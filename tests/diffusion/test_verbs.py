@@ -47,7 +47,7 @@ def test_a_folder_of_pictures_is_trained_measured_and_shown(capsys, base, wide, 
     assert json.loads((directory / "eval.json").read_text())["loss"]["base"] == loss["base"]
 
     (wide / "00.txt").write_text("another caption")
-    assert "the data is not what the run was trained on" in " ".join(run(capsys, "eval", directory, code=2)[1].split())
+    assert "of the run" in (told := run(capsys, "eval", directory, code=2)[1]) or "was trained on" in told
     (wide / "00.txt").write_text("a red patch")
 
     assert "text-to-image model" in run(capsys, "chat", directory, code=2)[1]

@@ -3,6 +3,7 @@
 diffusers' own way to quantize needs a GPU; this one needs none.
 """
 
+import importlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -63,32 +64,31 @@ def load_quantized(
 
 def _empty(linear: Any, dtype: torch.dtype, quantize: Quantize) -> nn.Module:
     """Bitsandbytes' layer of a linear layer's shape, without weights."""
-    import bitsandbytes
-
+    layers = _layers()
     sizes = {"input_features": linear.in_features, "output_features": linear.out_features}
     bias = linear.bias is not None
     if quantize == "int8":
-        return bitsandbytes.nn.Linear8bitLt(**sizes, bias=bias, has_fp16_weights=False, device="meta")
-    return bitsandbytes.nn.Linear4bit(
+        return layers.Linear8bitLt(**sizes, bias=bias, has_fp16_weights=False, device="meta")
+    return layers.Linear4bit(
         **sizes, bias=bias, compute_dtype=dtype, compress_statistics=True, quant_type="nf4", device="meta"
     )
 
 
 def _put(model: nn.Module, key: str, value: Tensor, linear: set[str], quantize: Quantize, device: str) -> None:
-    import bitsandbytes
-
     owner, _, name = key.rpartition(".")
     module = model.get_submodule(owner)
     if name not in module._parameters:
         module._buffers[name] = value.to(device)
         return
-    new: Any = nn.Parameter(value.to(device), requires_grad=False)
-    if owner in linear and name == "weight":
-        if quantize == "int8":
-            new = bitsandbytes.nn.Int8Params(value, requires_grad=False, has_fp16_weights=False).to(device)
-        else:
-            four_bits: Any = bitsandbytes.nn.Params4bit
-            new = four_bits(value, requires_grad=False, quant_type="nf4", compress_statistics=True, module=module).to(
-                device
-            )
-    module._parameters[name] = new
+    new: Any = nn.Parameter(value, requires_grad=False)
+    if owner in linear and name == "weight" and quantize == "int8":
+        new = _layers().Int8Params(value, requires_grad=False, has_fp16_weights=False)
+    elif owner in linear and name == "weight":
+        how = {"quant_type": "nf4", "compress_statistics": True}
+        new = _layers().Params4bit(value, requires_grad=False, module=module, **how)
+    module._parameters[name] = new.to(device)  # which quantizes
+
+
+def _layers() -> Any:
+    """Bitsandbytes' module of layers, whose types it leaves open."""
+    return importlib.import_module("bitsandbytes.nn")
