@@ -15,9 +15,9 @@ from lorafit.models.quantize import (
     quantization_config,
     read_by_lorafit,
 )
-from lorafit.models.quiet import without_load_report
 from lorafit.models.resolve import ResolvedModel
 from lorafit.models.source import explained, source_of
+from lorafit.quiet import without_load_report
 
 if TYPE_CHECKING:
     import torch
