@@ -9,6 +9,7 @@ from lorafit.report.blocks import Block, Code, Facts, Text
 from lorafit.report.history import History
 from lorafit.report.results import Result
 from lorafit.run import Run
+from lorafit.words import duration
 
 HEADLINES = {
     "better": ("Better than the base model", "good"),
@@ -89,15 +90,6 @@ def when(run: Run) -> str:
     """The day and the time it was started, and its state."""
     started = datetime.fromisoformat(run.record["started"])
     return f"{run.record['state']}, started {started.day} {started:%B %Y, %H:%M} UTC"
-
-
-def duration(seconds: float) -> str:
-    """In the unit that suits it."""
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    if seconds < 90 * 60:
-        return f"{seconds / 60:.0f} min"
-    return f"{seconds / 3600:.1f} h"
 
 
 def _planned(plan: Mapping[str, Any]) -> str:
