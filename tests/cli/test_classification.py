@@ -8,7 +8,8 @@ from pathlib import Path
 import peft
 import pytest
 import torch
-from transformers import AutoModelForSequenceClassification, AutoTokenizer, BertConfig, BertModel, BertTokenizer
+from tiny_bert import save_tiny_bert
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from lorafit.cli.main import main
 from lorafit.errors import RunError
@@ -24,15 +25,7 @@ CLASSES = {"who": "HUM", "where": "LOC", "what": "ENTY"}
 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A BERT without a head, as encoders are shared."""
-    folder = tmp_path_factory.mktemp("bert")
-    torch.manual_seed(0)
-    vocabulary = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS]
-    config = BertConfig(vocab_size=len(vocabulary), hidden_size=32, num_hidden_layers=2, num_attention_heads=4,
-                        intermediate_size=48, max_position_embeddings=32, initializer_range=0.2)  # fmt: skip
-    BertModel(config).save_pretrained(folder)
-    BertTokenizer(vocab={word: i for i, word in enumerate(vocabulary)}).save_pretrained(folder)
-    return folder
+    return save_tiny_bert(tmp_path_factory.mktemp("bert"), WORDS)
 
 
 @pytest.fixture(scope="module")

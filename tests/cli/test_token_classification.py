@@ -6,7 +6,8 @@ from pathlib import Path
 import peft
 import pytest
 import torch
-from transformers import AutoModelForTokenClassification, BertConfig, BertModel, BertTokenizer
+from tiny_bert import save_tiny_bert
+from transformers import AutoModelForTokenClassification
 
 from lorafit.cli.main import main
 from lorafit.data import prepare_token_classification
@@ -19,14 +20,7 @@ TAGS = {"ada": "B-PER", "bob": "B-PER", "rome": "B-LOC", "oslo": "B-LOC"}
 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("bert")
-    torch.manual_seed(0)
-    vocabulary = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS]
-    config = BertConfig(vocab_size=len(vocabulary), hidden_size=32, num_hidden_layers=2, num_attention_heads=4,
-                        intermediate_size=48, max_position_embeddings=32, initializer_range=0.2)  # fmt: skip
-    BertModel(config).save_pretrained(folder)
-    BertTokenizer(vocab={word: i for i, word in enumerate(vocabulary)}).save_pretrained(folder)
-    return folder
+    return save_tiny_bert(tmp_path_factory.mktemp("bert"), WORDS)
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,7 @@ from lorafit.cli.output import Output, open_output
 from lorafit.errors import ConfigError
 
 if TYPE_CHECKING:
-    from lorafit.data.check import ClassRows, Findings, TextRows
+    from lorafit.data.check import Findings, RowTask
     from lorafit.recipe import Recipe
 
 FOUND = 1  # exit code
@@ -59,7 +59,7 @@ def check(
             _check(settings, task, strict, fix, out)
 
 
-def _check(settings: "Recipe", task: "TextRows | ClassRows", strict: bool, fix: Path | None, out: Output) -> None:
+def _check(settings: "Recipe", task: "RowTask", strict: bool, fix: Path | None, out: Output) -> None:
     from lorafit.data.check import check as find
     from lorafit.data.check import write_fine
     from lorafit.data.check.show import render_report
@@ -77,12 +77,12 @@ def _check(settings: "Recipe", task: "TextRows | ClassRows", strict: bool, fix: 
         raise typer.Exit(FOUND)
 
 
-def _show_row(settings: "Recipe", row: str, task: "TextRows | ClassRows", out: Output) -> None:
+def _show_row(settings: "Recipe", row: str, task: "RowTask", out: Output) -> None:
     from lorafit.data.check import tokens_of_row
     from lorafit.data.check.show import render_tokens
 
-    files = [*settings.data.train_files, *settings.data.validation_files]
-    tokens = tokens_of_row(files, row, task)
+    data = settings.data
+    tokens = tokens_of_row(data.train_files, row, task, validation_files=data.validation_files)
     out.console.print(render_tokens(tokens))
     out.result(tokens.to_dict())
 
@@ -104,14 +104,11 @@ def _settings(
     return load_recipe(sets=sets, model=model, data=data, validation=validation or None), named
 
 
-def _task(settings: "Recipe", findings: "Findings", has_model: bool, out: Output) -> "TextRows | ClassRows":
-    from lorafit.data.check import ClassRows, TextRows
+def _task(settings: "Recipe", findings: "Findings", has_model: bool, out: Output) -> "RowTask":
+    from lorafit.data.check import ROWS
 
-    if settings.task not in ("sft", "classification"):
-        raise ConfigError(
-            f"check knows the rows of the tasks sft and classification, not yet those of {settings.task}: `lorafit "
-            "plan` reads them all and names what is broken, without training"
-        )
+    if settings.task not in ROWS:
+        raise ConfigError(f"check knows the rows of the tasks {', '.join(ROWS)}, not those of {settings.task}")
     tokenizer = None
     if has_model:
         from lorafit.models import load_tokenizer, resolve
@@ -121,22 +118,5 @@ def _task(settings: "Recipe", findings: "Findings", has_model: bool, out: Output
 
         resolved = resolve(settings.model.name, revision=settings.model.revision, on_message=say)
         tokenizer = load_tokenizer(resolved, trust_remote_code=settings.model.trust_remote_code)
-    data = settings.data
-    if settings.task == "classification":
-        return ClassRows(
-            findings,
-            tokenizer,
-            text_columns=data.text_column,
-            label_column=data.label_column,
-            problem_type=data.problem_type,
-            label_separator=data.label_separator,
-            max_length=data.max_length,
-        )
-    return TextRows(
-        findings,
-        tokenizer,
-        chat_template=data.chat_template,
-        format=data.format,
-        max_length=data.max_length,
-        train_on=data.train_on,
-    )
+    rows = ROWS[settings.task]
+    return rows(findings, tokenizer, **settings.data.model_dump(include=set(rows.settings)))

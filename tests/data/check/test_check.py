@@ -1,11 +1,11 @@
 """One file a finding, with the exact places; and whatever the bytes, a report."""
 
 import json
-from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from findings_of import found, write
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny_tokenizers import byte_level
@@ -29,22 +29,6 @@ GOOD = [{"prompt": f"What is a {thing}?", "completion": f"A {thing} is {'x' * n}
 
 def turns(*roles: str, said: str = "words") -> dict:
     return {"messages": [{"role": role, "content": f"{said} {i}"} for i, role in enumerate(roles)]}
-
-
-def write(file: Path, rows: list) -> str:
-    """Good rows first, so that the first row of `rows` is in line 21."""
-    lines = [row if isinstance(row, bytes) else json.dumps(row).encode() for row in rows]
-    file.write_bytes(b"\n".join(lines) + b"\n")
-    return str(file)
-
-
-def found(report) -> dict[str, list[tuple[str, str]]]:
-    """Place, without folder, and detail of each finding, by kind."""
-    return {
-        kind: [(finding.where.rpartition("/")[2], finding.detail) for finding in findings]
-        for kind, findings in report.findings.kept.items()
-        if findings
-    }
 
 
 def texts(rows, tmp_path, validation=None, tokenizer=None, **options):
