@@ -6,7 +6,7 @@ from pathlib import Path
 import peft
 import pytest
 import torch
-from tiny_bert import save_tiny_bert
+from tiny_bert import CONTEXT, save_tiny_bert
 from transformers import AutoModelForTokenClassification
 
 from lorafit.cli.main import main
@@ -31,7 +31,7 @@ def run(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     lines = ["\n".join(f"{word} {TAGS.get(word, 'O')}" for word in sentence.split()) for sentence in sentences]
     (folder / "names.conll").write_text("\n\n".join(lines) + "\n")
     command = ["train", "--model", base, "--data", folder / "names.conll", "--output-dir", folder / "names"]
-    sets = ["task=token_classification", "train.learning_rate=0.01", "data.max_length=32", "lora.r=4"]
+    sets = ["task=token_classification", "train.learning_rate=0.01", "lora.r=4"]
     assert main([*map(str, command), *(word for setting in sets for word in ("--set", setting))]) == 0
     return folder / "names"
 
@@ -41,6 +41,7 @@ def test_a_run_learns_and_is_measured(run: Path, capsys: pytest.CaptureFixture[s
     assert list(metrics) == ["entity_f1", "word_accuracy", "macro_f1", "loss"]
     assert metrics["entity_f1"]["tuned"] > 0.9 > metrics["entity_f1"]["base"]
     record = Run.open(run).record
+    assert record["data"]["summary"]["max_length"] == CONTEXT  # of the model, without being told
     assert record["fast"]["packed"] and record["state"] == "finished" and record["data"]["summary"]["entities"]
     samples = Run.open(run).samples
     assert len(samples) == 8 and samples[0]["reference"].startswith("[") and samples[0]["reference"].endswith("](LOC)")

@@ -109,14 +109,15 @@ def _task(settings: "Recipe", findings: "Findings", has_model: bool, out: Output
 
     if settings.task not in ROWS:
         raise ConfigError(f"check knows the rows of the tasks {', '.join(ROWS)}, not those of {settings.task}")
-    tokenizer = None
+    tokenizer = context = None
     if has_model:
-        from lorafit.models import load_tokenizer, resolve
+        from lorafit.models import context_of, load_tokenizer, resolve
 
         def say(line: str) -> None:
             out.console.print(line, style="dim", markup=False)
 
         resolved = resolve(settings.model.name, revision=settings.model.revision, on_message=say)
         tokenizer = load_tokenizer(resolved, trust_remote_code=settings.model.trust_remote_code)
-    rows = ROWS[settings.task]
-    return rows(findings, tokenizer, **settings.data.model_dump(include=set(rows.settings)))
+        context = context_of(resolved, trust_remote_code=settings.model.trust_remote_code)
+    rows, data = ROWS[settings.task], settings.with_context(lambda: context).data
+    return rows(findings, tokenizer, **data.model_dump(include=set(rows.settings)))

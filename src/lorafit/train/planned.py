@@ -7,7 +7,16 @@ import psutil
 import torch
 
 from lorafit.errors import ConfigError, PlanError
-from lorafit.models import ResolvedModel, architecture, dtype_on, is_quantized_already, pick_device, resolve, stored_as
+from lorafit.models import (
+    ResolvedModel,
+    architecture,
+    context_of,
+    dtype_on,
+    is_quantized_already,
+    pick_device,
+    resolve,
+    stored_as,
+)
 from lorafit.recipe import Recipe
 from lorafit.train.devices import Device, this_device
 from lorafit.train.facts import Facts, Rows
@@ -50,6 +59,7 @@ def plan_recipe(recipe: Recipe, device: Device | None = None, *, on_message: Cal
         LorafitError: Anything wrong with settings, rows or model.
     """
     resolved = resolve(recipe.model.name, revision=recipe.model.revision, on_message=on_message)
+    recipe = recipe.with_context(lambda: context_of(resolved, trust_remote_code=recipe.model.trust_remote_code))
     device = device_of(recipe) if device is None else in_dtype_of(device, recipe)
     place = place_of(recipe, resolved, device)
     known = recall(place)
