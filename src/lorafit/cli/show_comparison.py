@@ -103,6 +103,8 @@ def _show_apart(console: Console, found: "Comparison") -> None:
     said: dict[str, list[str]] = {}
     for pair in found.pairs:
         first, second = found.runs[pair.first], found.runs[pair.second]
+        if first.task != second.task:  # the last sentence says it
+            continue
         for metric, reason in pair.apart.items():
             if metric in first.metrics and metric in second.metrics:
                 said.setdefault(f"{first.name} and {second.name}: {reason}", []).append(spelled(metric))
