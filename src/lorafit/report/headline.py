@@ -38,7 +38,7 @@ def headline(run: Run, history: History, main: Result | None, beside: Beside | N
         return words, _losses(history), "bad" if state == "failed" else ""
     words, tone = HEADLINES[main.change]
     lead = main.sentence()
-    if beside is not None and main.change == "better" and beside.measured.interval[0] <= 0:
+    if beside is not None and main.change == "better" and not beside.is_beaten:
         words, tone = f"No better than {beside.name}", ""
         lead += f" {beside.sentence}"
     if history.overfitted:
