@@ -3,11 +3,11 @@
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from lorafit.data.read import Problem, Report, place, scan
+from lorafit.data.read import TAGGED, Problem, Report, place, scan
 from lorafit.data.rows import Record
 from lorafit.metrics.tags import may_mark
 
-SUFFIXES = (".conll", ".bio", ".iob", ".iob2", ".bioes", ".tsv", ".txt")
+SUFFIXES = (*TAGGED, ".tsv", ".txt")
 DOCUMENT = "-DOCSTART-"
 
 
