@@ -20,7 +20,7 @@ from lorafit.errors import AdapterError, MissingExtraError, ModelError, PlanErro
 from lorafit.files import write_atomically
 from lorafit.lora import count_parameters, restore_adapter, save_adapter, update_norms
 from lorafit.metrics.answers import answer_metrics, check_references
-from lorafit.models import ResolvedModel, context_length, load_tokenizer, resolve
+from lorafit.models import ResolvedModel, context_length, context_of, load_tokenizer, resolve
 from lorafit.recipe import Recipe
 from lorafit.run import Run
 from lorafit.train.callbacks import KeepAdapter, ShowProgress, StopEarly, WriteMetrics, best_evaluation
@@ -126,6 +126,7 @@ def _train(
     resolved = resolve(reference, revision=recipe.model.revision, on_message=notice)
     if resolved.notice:
         notice(resolved.notice)
+    recipe = recipe.with_context(lambda: context_of(resolved, trust_remote_code=recipe.model.trust_remote_code))
     tokenizer = load_tokenizer(resolved, trust_remote_code=recipe.model.trust_remote_code)
     prepared = TASKS[recipe.task].prepare(recipe, tokenizer)
     on_summary(prepared.summary)
@@ -153,7 +154,7 @@ def _too_little_memory(recipe: Recipe) -> RunError:
     return RunError(
         f"the device's memory does not suffice. Start again with train.token_budget below "
         f"{recipe.train.tokens_at_once}, train.gradient_checkpointing=true, or data.max_length below "
-        f"{recipe.data.max_length}"
+        f"{recipe.data.longest_row}"
     )
 
 
@@ -178,7 +179,7 @@ class _Fit:
         except KeyboardInterrupt:
             self.record_end("interrupted", "stopped at once")
             raise
-        except Exception as error:
+        except Exception as error:  # whatever it was, the run tells it, and it is raised on
             if resume or self.run.has_saved:
                 self.record_end("failed", "".join(traceback.format_exception_only(error)).strip())
             else:
@@ -245,7 +246,7 @@ class _Fit:
 
     def check_lengths(self, model: PreTrainedModel) -> None:
         context, data = context_length(model), self.recipe.data
-        limits = {"row": ("input_ids", "max_length", data.max_length)}
+        limits = {"row": ("input_ids", "max_length", data.longest_row)}
         if isinstance(self.prepared, PreparedSeq2Seq):
             template = self.prepared.template
             limits = {
@@ -287,6 +288,7 @@ class _Fit:
             packed=self.fast.packed,
             share_prefix=self.fast.prefix,
             callbacks=[*callbacks, stop, self.progress],
+            place=lambda row: self.prepared.held_out_rows[row].where,
             best=lambda: self.best_adapter() if keep.holds_another(trainer.state) else None,
             saving=self.saving,
             notice=self.notice,
