@@ -96,7 +96,7 @@ def check_finite(found: np.ndarray, model: PreTrainedModel, places: Sequence[str
         model: that made them.
         places: of the rows; without them they are counted from 1.
     """
-    broken = np.flatnonzero(~np.isfinite(found).reshape(len(found), -1).all(axis=1)).tolist()
+    broken: list[int] = np.flatnonzero(~np.isfinite(found).reshape(len(found), -1).all(axis=1)).tolist()
     if broken:
         named = [places[row] if places else f"row {row + 1}" for row in broken]
         raise ModelError(
