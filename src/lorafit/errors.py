@@ -3,6 +3,11 @@
 A message names the value, the rule it broke and the fix. Whoever finds several problems collects them and raises once.
 """
 
+from collections.abc import Sequence
+
+SHOWN = 5
+"""Places, or names, that an error lists."""
+
 
 class LorafitError(Exception):
     """Root of every error lorafit raises on purpose; the command line prints it without a traceback."""
@@ -38,3 +43,9 @@ class RunError(LorafitError, RuntimeError):
 
 class MissingExtraError(LorafitError, ImportError):
     """An optional dependency is not installed; the message holds the install command."""
+
+
+def some(names: Sequence[str]) -> str:
+    """The first few of them, and how many more there are."""
+    more = f" and {len(names) - SHOWN:,} more" if len(names) > SHOWN else ""
+    return ", ".join(names[:SHOWN]) + more

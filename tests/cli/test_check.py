@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 from command_lines import run, run_json
+from tiny_bert import save_tiny_bert
 
 
 @pytest.fixture
@@ -73,6 +74,35 @@ def test_classification(tmp_path, capsys):
     (tmp_path / "a.jsonl").write_text("\n".join(map(json.dumps, rows)))
     result = run_json(capsys, "check", tmp_path / "a.jsonl", "--set", "task=classification", code=1)
     assert kinds(result) == {"text": [31]}
+
+
+def test_token_classification(tmp_path, capsys):
+    file, words = tmp_path / "a.conll", ["ada", "saw", *(f"w{n}" for n in range(30))]
+    base = save_tiny_bert(tmp_path / "bert", words)
+    file.write_text("\n\n".join(f"ada B-PER\nsaw O\nw{n} O\nw{n * 7 % 30} O" for n in range(30)) + "\n\nlonely\n")
+    task = ("--set", "task=token_classification")
+    assert kinds(run_json(capsys, "check", file, *task, code=1)) == {"row": [151]}
+    result = run_json(capsys, "check", file, *task, "--fix", tmp_path / "b.jsonl", code=1)
+    assert result["written_rows"] == 30 and "words lost to the cut" in result["unchecked"][0]
+    fine = tmp_path / "b.jsonl"
+    assert kinds(run_json(capsys, "check", fine, *task, "--model", base)) == {}
+    cut = ("--set", "data.max_length=16")
+    long = {"tokens": ["ada", *["saw"] * 20], "tags": ["B-PER", *["O"] * 20]}
+    fine.write_text(fine.read_text() + json.dumps(long) + "\n")
+    result = run_json(capsys, "check", fine, *task, *cut, "--model", base, "--strict", code=1)
+    assert kinds(result) == {"text_cut": [31]}
+    assert result["findings"][0]["places"][0]["detail"] == "7 of 23 tokens, with 7 of 21 words"
+    shown = run(capsys, "check", fine, *task, *cut, "--model", base, "--row", "31")[0]
+    assert "[CLS]|ada/B-PER|saw/O|" in shown.replace(" ", "") and "Cut: 7 tokens, the end of the text." in shown
+
+
+def test_seq2seq(tmp_path, capsys):
+    rows = [{"document": f"what is {n}", "summary": f"it is {n}"} for n in range(30)] + [
+        {"document": "", "summary": ""}
+    ]
+    (tmp_path / "a.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    result = run_json(capsys, "check", tmp_path / "a.jsonl", "--set", "task=seq2seq", code=1)
+    assert kinds(result) == {"answer": [31]} and "sources and targets that are cut" in result["unchecked"][0]
 
 
 def test_training_shows_its_warnings_before_the_model_is_loaded(file, tiny_model_directory, tmp_path, capsys):

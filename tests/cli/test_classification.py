@@ -8,7 +8,8 @@ from pathlib import Path
 import peft
 import pytest
 import torch
-from transformers import AutoModelForSequenceClassification, AutoTokenizer, BertConfig, BertModel, BertTokenizer
+from tiny_bert import save_tiny_bert
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from lorafit.cli.main import main
 from lorafit.errors import RunError
@@ -24,15 +25,7 @@ CLASSES = {"who": "HUM", "where": "LOC", "what": "ENTY"}
 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A BERT without a head, as encoders are shared."""
-    folder = tmp_path_factory.mktemp("bert")
-    torch.manual_seed(0)
-    vocabulary = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS]
-    config = BertConfig(vocab_size=len(vocabulary), hidden_size=32, num_hidden_layers=2, num_attention_heads=4,
-                        intermediate_size=48, max_position_embeddings=32, initializer_range=0.2)  # fmt: skip
-    BertModel(config).save_pretrained(folder)
-    BertTokenizer(vocab={word: i for i, word in enumerate(vocabulary)}).save_pretrained(folder)
-    return folder
+    return save_tiny_bert(tmp_path_factory.mktemp("bert"), WORDS)
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +37,7 @@ def rows(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def recipe(base: Path, rows: Path, folder: Path, *sets: str):
-    settings = ["task=classification", "train.learning_rate=0.01", "data.max_length=32", "lora.r=4", *sets]
+    settings = ["task=classification", "train.learning_rate=0.01", "lora.r=4", *sets]
     return load_recipe(model=str(base), data=str(rows), output_dir=str(folder), sets=settings)
 
 
@@ -52,7 +45,7 @@ def recipe(base: Path, rows: Path, folder: Path, *sets: str):
 def run(base: Path, rows: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("runs") / "questions"
     command = ["train", "--model", base, "--data", rows, "--output-dir", folder, "--set", "task=classification"]
-    settings = ["train.learning_rate=0.01", "data.max_length=32", "lora.r=4"]
+    settings = ["train.learning_rate=0.01", "lora.r=4"]
     assert main([*map(str, command), *(word for setting in settings for word in ("--set", setting))]) == 0
     return folder
 
@@ -78,7 +71,7 @@ def test_a_run_with_several_classes_a_row(base: Path, tmp_path: Path, capsys: py
     lines = [f"{' '.join(words[name] for name in names)} w{n % 20},{'|'.join(names)}" for n, names in enumerate(kinds)]
     file.write_text("text,label\n" + "\n".join(lines) + "\n")
     sets = ["task=classification", "data.label_separator=|", "train.learning_rate=0.01", "lora.r=4",
-            "train.class_weights=balanced", "train.num_train_epochs=6", "data.max_length=32"]  # fmt: skip
+            "train.class_weights=balanced", "train.num_train_epochs=6"]  # fmt: skip
     command = ["train", "--model", base, "--data", file, "--output-dir", tmp_path / "run"]
     assert main([*map(str, command), *(word for setting in sets for word in ("--set", setting))]) == 0
     assert "3 (any number a row)" in capsys.readouterr().out
@@ -101,7 +94,7 @@ def test_a_run_that_learns_an_amount(base: Path, tmp_path: Path, capsys: pytest.
     counts = [((n * 7 + n // 20) % 5, n) for n in range(160)]
     file.write_text("text,label\n" + "".join(f"{'who ' * k}w{n % 20},{k / 2}\n" for k, n in counts))
     sets = ["task=classification", "train.learning_rate=0.01", "lora.r=4", "train.num_train_epochs=8"]
-    sets += ["data.max_length=32", "lora.lora_dropout=0.0"]
+    sets += ["lora.lora_dropout=0.0"]
     command = ["train", "--model", base, "--data", file, "--output-dir", tmp_path / "run"]
     assert main([*map(str, command), *(word for setting in sets for word in ("--set", setting))]) == 0
     assert "0 to 2, mean " in capsys.readouterr().out

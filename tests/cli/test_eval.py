@@ -93,7 +93,7 @@ def test_another_domain_stands_beside_the_held_out_rows(capsys, short_run: Path,
     written = json.loads((short_run / "eval_also.json").read_text())
     assert set(written) == {"elsewhere.jsonl"} and Run(short_run).also == written
     value = written["elsewhere.jsonl"]
-    assert (value["file"], value["rows"]) == (str(elsewhere), 20)
+    assert (value["file"], value["rows"], value["trained_rows"]) == (str(elsewhere), 20, 0)
     assert set(value["metrics"]) == {"loss", "perplexity", "token_accuracy"}
     assert set(json.loads((short_run / "eval.json").read_text())) == set(value["metrics"])  # its contract stays
 
@@ -109,6 +109,26 @@ def test_another_domain_stands_beside_the_held_out_rows(capsys, short_run: Path,
     assert all(name in output for name in ("held-out rows", "  elsewhere.jsonl", "loss on its 20 rows"))
     table = output[output.index("Here and elsewhere") : output.index("All of it as a page")]
     assert max(map(len, table.splitlines())) <= 80
+
+
+def test_rows_that_were_trained_on_are_counted(
+    capsys, short_run: Path, tiny_rows: Path, elsewhere: Path, tmp_path: Path
+):
+    """The training file holds 40 rows that were trained on and 8 that were held out."""
+    summary = Run(short_run).record["data"]["summary"]
+    found = run_json(capsys, "eval", short_run, "--data", tiny_rows, "--also", tiny_rows, "--also", elsewhere)
+    assert found["trained_rows"] == summary["train_rows"] < 48
+    also = found["also"]
+    assert also[tiny_rows.name]["trained_rows"] == summary["train_rows"] and also[elsewhere.name]["trained_rows"] == 0
+    text = " ".join(run(capsys, "eval", short_run, "--data", tiny_rows)[0].split())
+    assert f"The run was trained on {summary['train_rows']} of the 48 rows of {tiny_rows}" in " ".join(text.split())
+    own, output = run_json(capsys, "eval", short_run), run(capsys, "eval", short_run)[0]
+    assert own["trained_rows"] == 0 and "was trained on" not in output
+    gone = shutil.copytree(short_run, tmp_path / "gone")
+    recipe = (gone / "recipe.yaml").read_text()
+    (gone / "recipe.yaml").write_text(recipe.replace(str(tiny_rows), str(tmp_path / "absent.jsonl")))
+    found = run_json(capsys, "eval", gone, "--data", elsewhere, "--also", elsewhere)
+    assert found["trained_rows"] is None is found["also"][elsewhere.name]["trained_rows"]
 
 
 def test_two_files_of_one_name_are_told_apart(capsys, short_run: Path, elsewhere: Path, tmp_path: Path):

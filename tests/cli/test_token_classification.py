@@ -6,7 +6,8 @@ from pathlib import Path
 import peft
 import pytest
 import torch
-from transformers import AutoModelForTokenClassification, BertConfig, BertModel, BertTokenizer
+from tiny_bert import CONTEXT, save_tiny_bert
+from transformers import AutoModelForTokenClassification
 
 from lorafit.cli.main import main
 from lorafit.data import prepare_token_classification
@@ -19,14 +20,7 @@ TAGS = {"ada": "B-PER", "bob": "B-PER", "rome": "B-LOC", "oslo": "B-LOC"}
 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("bert")
-    torch.manual_seed(0)
-    vocabulary = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS]
-    config = BertConfig(vocab_size=len(vocabulary), hidden_size=32, num_hidden_layers=2, num_attention_heads=4,
-                        intermediate_size=48, max_position_embeddings=32, initializer_range=0.2)  # fmt: skip
-    BertModel(config).save_pretrained(folder)
-    BertTokenizer(vocab={word: i for i, word in enumerate(vocabulary)}).save_pretrained(folder)
-    return folder
+    return save_tiny_bert(tmp_path_factory.mktemp("bert"), WORDS)
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +31,7 @@ def run(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     lines = ["\n".join(f"{word} {TAGS.get(word, 'O')}" for word in sentence.split()) for sentence in sentences]
     (folder / "names.conll").write_text("\n\n".join(lines) + "\n")
     command = ["train", "--model", base, "--data", folder / "names.conll", "--output-dir", folder / "names"]
-    sets = ["task=token_classification", "train.learning_rate=0.01", "data.max_length=32", "lora.r=4"]
+    sets = ["task=token_classification", "train.learning_rate=0.01", "lora.r=4"]
     assert main([*map(str, command), *(word for setting in sets for word in ("--set", setting))]) == 0
     return folder / "names"
 
@@ -47,6 +41,7 @@ def test_a_run_learns_and_is_measured(run: Path, capsys: pytest.CaptureFixture[s
     assert list(metrics) == ["entity_f1", "word_accuracy", "macro_f1", "loss"]
     assert metrics["entity_f1"]["tuned"] > 0.9 > metrics["entity_f1"]["base"]
     record = Run.open(run).record
+    assert record["data"]["summary"]["max_length"] == CONTEXT  # of the model, without being told
     assert record["fast"]["packed"] and record["state"] == "finished" and record["data"]["summary"]["entities"]
     samples = Run.open(run).samples
     assert len(samples) == 8 and samples[0]["reference"].startswith("[") and samples[0]["reference"].endswith("](LOC)")

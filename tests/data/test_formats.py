@@ -140,3 +140,24 @@ def test_equal_problems_are_one_line_with_their_places():
     lines = str(error.value).splitlines()
     assert lines[0] == "6 rows cannot be used:" and len(lines) == 3
     assert lines[1].startswith("  f:0, f:1, f:2 and 2 more: unknown format")
+
+
+@pytest.mark.parametrize(
+    ("columns", "task"),
+    [
+        ("tokens ner_tags id", "token_classification"),
+        ("document summary", "seq2seq"),
+        ("translation", "seq2seq"),
+        ("premise hypothesis label", "classification"),
+        ("sentence sentiment", "classification"),
+        ("foo label", None),
+        ("foo bar", None),
+    ],
+)
+def test_rows_of_another_task_are_pointed_there(columns, task):
+    record = Record("a.jsonl:1", dict.fromkeys(columns.split(), "x"))
+    with pytest.raises(DataError) as error:
+        normalize([record])
+    expected = f"which look like rows of another task: set task={task}. Known formats"
+    assert (expected in str(error.value)) == (task is not None)
+    assert task is not None or "task=" not in str(error.value)

@@ -129,3 +129,10 @@ def test_any_bytes_give_rows_or_a_data_error(tmp_path_factory, suffix, content):
 def test_names_that_no_system_has_are_a_data_error(name):
     with pytest.raises(DataError):
         read([name])
+
+
+@pytest.mark.parametrize(("name", "hint"), [("a.conll", "task=token_classification"), ("a.tsv", "save it as .csv")])
+def test_files_of_another_task_are_pointed_there(tmp_path, name, hint):
+    (tmp_path / name).write_text("Ada\tB-PER\n")
+    with pytest.raises(DataError, match=hint):
+        read([str(tmp_path / name)])

@@ -6,10 +6,11 @@ from tiny_classifiers import class_rows, tiny_classifier
 from torch.nn import functional as F
 
 from lorafit.data import ClassRow, ClassSummary, PreparedClasses
-from lorafit.evaluate.classes import class_logits, evaluate_classes
+from lorafit.evaluate import evaluate_labelled
+from lorafit.evaluate.classes import class_logits
 from lorafit.evaluate.verdict import class_verdict
 from lorafit.lora import LoraConfig, attach, disabled
-from lorafit.metrics import Scores
+from lorafit.metrics import Measured, Scores
 from lorafit.recipe import EvaluateSettings
 
 
@@ -53,7 +54,7 @@ def adapted(problem_type, width=3):
 def test_base_and_tuned_are_compared_beside_the_commonest_class():
     rows, model = class_rows(30), adapted("single_label_classification")
     prepared = prepared_rows(rows, "single_label_classification")
-    found = evaluate_classes(model, prepared, settings=EvaluateSettings())
+    found = evaluate_labelled(model, prepared, settings=EvaluateSettings())
     with disabled(model):
         base = class_logits(model, rows)
     truth = np.array([row["labels"][0] for row in rows])
@@ -71,7 +72,7 @@ def test_base_and_tuned_are_compared_beside_the_commonest_class():
 def test_several_classes_and_amounts_have_their_own_figures():
     draw = np.random.default_rng(1)
     rows = [{**row, "labels": draw.integers(0, 2, 3).astype(float).tolist()} for row in class_rows(30)]
-    found = evaluate_classes(
+    found = evaluate_labelled(
         adapted("multi_label_classification"), prepared_rows(rows, "multi_label_classification"),
         settings=EvaluateSettings(),
     )  # fmt: skip
@@ -81,11 +82,25 @@ def test_several_classes_and_amounts_have_their_own_figures():
     assert said <= {"(none)", *(", ".join(s) for s in ("a", "b", "c", "ab", "ac", "bc", "abc"))}
     rows = [{**row, "labels": [float(draw.normal(5, 2))]} for row in class_rows(30)]
     amounts = prepared_rows(rows, "regression", ("score",))
-    found = evaluate_classes(adapted("regression", 1), amounts, settings=EvaluateSettings())
+    found = evaluate_labelled(adapted("regression", 1), amounts, settings=EvaluateSettings())
     assert list(found.results.metrics) == ["r2", "pearson", "mean_absolute_error", "loss"]
     assert found.beside.base == pytest.approx(0) and found.trivial.startswith("always answering the mean, ")
     shown = [float(sample.reference) for sample in found.samples]
     assert shown == pytest.approx([row["labels"][0] for row in rows], abs=0.01)
+
+
+def test_amounts_that_are_all_equal_are_judged_by_their_absolute_error():
+    rows = [{**row, "labels": [5.0]} for row in class_rows(30)]
+    amounts = prepared_rows(rows, "regression", ("score",))
+    found = evaluate_labelled(adapted("regression", 1), amounts, settings=EvaluateSettings())
+    assert list(found.results.metrics) == ["mean_absolute_error", "loss"] and found.beside.base == 0
+    assert (
+        "always answering 5, as all held-out rows do (so that R² is undefined), gives 0.000" in found.verdict.sentence
+    )
+    better, worse = Measured(4.0, 1.0, -3.0, (-3.5, -2.5)), Measured(1.0, 4.0, 3.0, (2.5, 3.5))
+    for measured, kind in ((better, "improved"), (worse, "worse"), (Measured(4, 4, 0, (-1, 1)), "no difference")):
+        beside = Measured(0.0, measured.tuned, measured.tuned, (0.5, 5.0))
+        assert class_verdict("mean_absolute_error", measured, beside, "always 5", 30).kind == kind
 
 
 def paired(base, tuned):

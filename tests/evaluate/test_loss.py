@@ -1,3 +1,4 @@
+import numpy as np
 import pytest
 import torch
 from transformers import (
@@ -10,9 +11,10 @@ from transformers import (
     PreTrainedModel,
 )
 
+from lorafit.errors import ModelError
 from lorafit.evaluate import loss as loss_module
 from lorafit.evaluate import scores as scores_module
-from lorafit.evaluate.loss import row_losses
+from lorafit.evaluate.loss import check_finite, row_losses
 
 
 def llama() -> PreTrainedModel:
@@ -111,3 +113,13 @@ def test_logits_only_where_labels_are(monkeypatch: pytest.MonkeyPatch):
     lm_head.register_forward_hook(lambda module, inputs, output: seen.append(output.shape[1]))
     row_losses(model, data)
     assert seen == [12]  # 10 tokens of the first stretch, 2 of the second, of 40
+
+
+def test_rows_that_are_not_finite_are_named():
+    model, found = llama(), np.zeros((9, 2))
+    check_finite(found, model)
+    found[2:, 1] = np.nan
+    with pytest.raises(ModelError, match=r"on 7 of 9 rows: a:3, a:4, a:5, a:6, a:7 and 2 more. Mend or"):
+        check_finite(found, model, [f"a:{line}" for line in range(1, 10)])
+    with pytest.raises(ModelError, match=r"on 1 of 3 rows: row 2. Mend or .* torch.float32"):
+        check_finite(np.array([1.0, np.inf, 0.0]), model)

@@ -99,7 +99,9 @@ def test_reports_the_measured_difference(exported, tiny_run: Path):
 
 def test_a_wrong_merge_is_an_error_and_leaves_nothing(tiny_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(stream, "_merged", lambda layer, weight: weight)  # forgets the update
-    with pytest.raises(ModelError, match=r"differ by up to [\d.]+ nats, .* are allowed \(bfloat16, float32\)"):
+    with pytest.raises(
+        ModelError, match=r"differ from the tuned model's by at most [\d.]+ nats, .* are allowed \(bfloat16, float32\)"
+    ):
         export(Run.open(tiny_run), "merged", tmp_path / "merged")
     assert list(tmp_path.iterdir()) == []
 

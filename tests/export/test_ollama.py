@@ -6,6 +6,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from chat_templates import CHATML, LLAMA3
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
@@ -15,17 +16,8 @@ from lorafit.errors import ModelError
 from lorafit.export import Options, export
 from lorafit.export._go_template import Turns, turns_of
 
-CHATML = (
-    "{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' + m.content + '<|im_end|>\n' }}{% endfor %}"
-    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
-)
 QWEN25 = (
     "{% if messages[0].role != 'system' %}{{ '<|im_start|>system\nYou are Qwen.<|im_end|>\n' }}{% endif %}" + CHATML
-)
-LLAMA3 = (
-    "{{ bos_token }}{% for m in messages %}"
-    "{{ '<|start_header_id|>' + m.role + '<|end_header_id|>\n\n' + m.content | trim + '<|eot_id|>' }}{% endfor %}"
-    "{% if add_generation_prompt %}{{ '<|start_header_id|>assistant<|end_header_id|>\n\n' }}{% endif %}"
 )
 GEMMA = (
     "{{ bos_token }}"
@@ -157,7 +149,8 @@ def test_the_modelfile_beside_the_gguf(make_run, tmp_path: Path, kind: str, sour
     run = make_run(kind, speaks=True, template=source, target_modules="all-linear")
     exported = export(run, "ollama", tmp_path / "out", Options(number_format=number_format))
     assert sorted(file.name for file in (tmp_path / "out").iterdir()) == ["Modelfile", "model.gguf"]
-    assert exported.parity.equal_greedy > 0.8 and exported.parity.mean < exported.parity.training / 10
+    parity = exported.parity
+    assert parity.equal_greedy and parity.equal_greedy > 0.8 and parity.mean < parity.training / 10
     tokenizer, template = run.load_tokenizer()
     adds_bos = kind != "qwen3"
     text = (tmp_path / "out" / "Modelfile").read_text()

@@ -39,7 +39,8 @@ def test_a_damaged_adapter_is_an_error(make_run, tmp_path: Path, monkeypatch: py
         save_file(tensors, directory / source.name, metadata={"format": "pt"})
 
     monkeypatch.setattr("lorafit.export.peft.shutil.copy", damaged)
-    with pytest.raises(ModelError, match=r"in peft [\d.]+, over 2 prompts, .* 0.05 and 0.005 are allowed \(float32\)"):
+    message = r"in peft [\d.]+, over 2 held-out prompts .* 0.05 and 0.005 are allowed \(float32\)"
+    with pytest.raises(ModelError, match=message):
         export(make_run("llama", speaks=True, target_modules="all-linear"), "peft", tmp_path / "out")
     assert not list(tmp_path.glob("*out*"))
 

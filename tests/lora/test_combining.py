@@ -5,6 +5,7 @@ import copy
 import peft
 import pytest
 import torch
+from peft_warnings import COMBINING
 from small_models import ARCHITECTURES, batch, make, output
 from torch import nn
 from transformers import BitsAndBytesConfig, LlamaForCausalLM
@@ -27,13 +28,7 @@ from lorafit.lora import (
 )
 from lorafit.lora.combine import Combination, methods
 
-pytestmark = [
-    pytest.mark.filterwarnings("ignore::lorafit.lora.inject.TiedWeightsWarning"),
-    pytest.mark.filterwarnings("ignore:Model has `tie_word_embeddings=True`:UserWarning"),
-    pytest.mark.filterwarnings("ignore:fan_in_fan_out is set to:UserWarning"),
-    pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning"),  # by PEFT itself
-    pytest.mark.filterwarnings("ignore:The density 1.0 is greater than or equal to 1:UserWarning"),
-]
+pytestmark = COMBINING
 WEIGHTS = [0.7, -0.4]
 PRUNING = {"density": 0.3}
 CASES = {

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from lorafit.errors import ConfigError, ModelError
-from lorafit.models import load_model, load_tokenizer, resolve, source
+from lorafit.models import context_of, load_model, load_tokenizer, resolve, source
 
 
 @pytest.mark.parametrize("dtype, want", [("fp32", torch.float32), ("bf16", torch.bfloat16), ("fp16", torch.float16)])
@@ -31,6 +31,26 @@ def test_the_class_follows_the_checkpoint(checkpoint, tmp_path):
     assert type(load_model(resolve(str(tmp_path / "t5")), device="cpu")) is T5ForConditionalGeneration
     BertForMaskedLM(bert.config).save_pretrained(tmp_path / "bert")
     assert type(load_model(resolve(str(tmp_path / "bert")), device="cpu")) is BertModel
+
+
+@pytest.mark.parametrize(("kind", "padding"), [("roberta", 1), ("mpnet", 1), ("bert", None), ("t5", None)])
+def test_the_context_is_what_the_model_reads(tmp_path, kind, padding):
+    """RoBERTa's positions begin behind the padding token's number: a table of 20 rows reads 18 tokens."""
+    from transformers import AutoConfig, AutoModel
+
+    sizes = {"vocab_size": 32, "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    more = (
+        {} if kind == "t5" else {"intermediate_size": 16, "max_position_embeddings": 20, "pad_token_id": padding or 0}
+    )
+    config = AutoConfig.for_model(kind, **sizes, **more)
+    config.save_pretrained(tmp_path)
+    context = context_of(resolve(str(tmp_path)))
+    assert context == (None if kind == "t5" else 18 if padding else 20)
+    if context is not None:
+        model = AutoModel.from_config(config)
+        model(input_ids=torch.full((1, context), 5))
+        with pytest.raises((IndexError, RuntimeError)):
+            model(input_ids=torch.full((1, context + 1), 5))
 
 
 def test_missing_weights_are_an_error(checkpoint):

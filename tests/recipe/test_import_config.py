@@ -130,6 +130,10 @@ def test_llama_factory_s_data_sets_are_looked_up(imported, tmp_path):
     result = imported(LLAMA_FACTORY)
     assert result.values["data.train_files"] == [f"{tmp_path}/data/p.json", "org/birds"]
     assert "dataset" not in lines(result.guessed)
+    for text, words in (("{", "cannot be read"), ("[]", "names no data sets: it holds a list")):
+        (tmp_path / "data" / "dataset_info.json").write_text(text)
+        with pytest.raises(ConfigError, match=words):
+            imported(LLAMA_FACTORY)
 
 
 def test_axolotl(imported, tmp_path):

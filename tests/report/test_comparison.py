@@ -174,6 +174,35 @@ def test_the_metric_that_decides(tmp_path: Path):
     assert compared(nothing, nothing).by is None
 
 
+def of_task(directory: Path, scores: dict[str, Scores], task: str, problem_type: str | None = None) -> Run:
+    run = small_run(directory, scores, sets=[f"task={task}"])
+    data = run.record["data"]
+    run.update(data={**data, "summary": {**data["summary"], "problem_type": problem_type}})
+    return run
+
+
+def test_of_different_tasks_only_gains_settings_and_costs_stand_beside_each_other(tmp_path: Path):
+    single = "single_label_classification"
+    text = of_task(tmp_path / "text", language_scores(), "sft")
+    classes = of_task(tmp_path / "classes", class_scores(0.9), "classification", single)
+    amounts = of_task(tmp_path / "amounts", class_scores(0.9), "classification", "regression")
+    found = compared(text, classes)
+    assert found.by is None and found.which.kind == "not compared"
+    assert found.which.sentence == (
+        "Not compared: text learned sft and classes learned classification, and figures of one task say nothing of "
+        "another's. What can be compared stands above: what each gained over its own base model, settings, and cost."
+    )
+    reason = "text learned sft and classes learned classification, and figures of one task say nothing of another's"
+    assert found.pairs[0].apart["loss"] == reason and compared(text, classes, by="loss").which.best == ()
+    apart = compared(classes, amounts)
+    assert apart.by is None and "amounts learned classification of amounts" in apart.which.sentence
+    again = of_task(tmp_path / "again", class_scores(0.5, seed=1), "classification", single)
+    three = compared(text, classes, again)
+    assert three.by == "accuracy" and three.which.best == (1,)
+    assert "the main metric of their task, classification, which 2 of the runs learned" in three.why
+    assert "text is not judged beside classes: text has no such figure" in three.which.sentence
+
+
 def test_main_metric():
     assert main_metric({"loss": 1, "perplexity": 1, "token_accuracy": 1, "chrf": 1, "bleu": 1}) == "chrf"
     assert main_metric({"accuracy": 1, "macro_f1": 1, "loss": 1}) == "accuracy"

@@ -185,6 +185,20 @@ def test_a_stream_whose_time_is_over_ends_with_an_error(two_runs, start, never_s
         assert server.service.engine.is_alive
 
 
+def test_a_request_s_time_is_over_also_while_the_engine_is_busy_with_one_step(two_runs, start):
+    with start({"tiny": two_runs["tiny"]}, seconds=0.5) as server, server.client() as client:
+        busy = threading.Event()
+        server.service.engine.call(lambda: busy.wait(60))
+        for settings in {}, {"stream": True}:
+            with pytest.raises(openai.APIStatusError, match="no answer was finished within") as caught:
+                client.completions.create(**endless(**settings))
+            assert caught.value.status_code == 504
+            caught.value.response.close()
+        busy.set()
+        until(lambda: server.service.engine.waiting == server.service.engine.running == 0)
+        assert client.completions.create(**endless(max_tokens=3)).usage.completion_tokens == 3
+
+
 def test_stopping_finishes_the_answer_that_is_being_written(two_runs, start, never_stops):
     with start({"tiny": two_runs["tiny"]}) as server:
         stream = server.client().completions.create(**endless(max_tokens=200), stream=True)

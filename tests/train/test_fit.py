@@ -229,7 +229,14 @@ def test_a_tracker_that_is_not_installed_is_said_at_once(base, rows, tmp_path, m
 def test_a_row_longer_than_the_model_reads_is_an_error_that_says_the_limit(base, rows, tmp_path):
     rows.write_text("".join(json.dumps({"prompt": str(n), "completion": "a" * 300}) + "\n" for n in range(20)))
     with pytest.raises(ModelError, match=r"reads 256 tokens.*data\.max_length to at most 256"):
-        train(recipe(base("gpt2"), rows, tmp_path / "run"))
+        train(recipe(base("gpt2"), rows, tmp_path / "run", "data.max_length=300"))
+
+
+def test_rows_are_cut_to_what_the_model_reads(base, rows, tmp_path):
+    rows.write_text("".join(json.dumps({"prompt": "b" * 300, "completion": f"a {n}"}) + "\n" for n in range(20)))
+    run = train(recipe(base("gpt2"), rows, tmp_path / "run", "train.max_steps=1")).run
+    summary = run.record["data"]["summary"]
+    assert (summary["max_length"], summary["cut_rows"]) == (256, 20) and run.recipe.data.max_length == 256
 
 
 def test_a_model_that_is_no_causal_one_is_an_error(rows, tmp_path):

@@ -9,6 +9,7 @@ from datasets import Dataset
 from tiny_models import padded, random_rows, tiny_model
 from transformers import TrainerCallback
 
+from lorafit.errors import RunError
 from lorafit.lora import LoraConfig, adapter_tensors, attach
 from lorafit.recipe import TrainSettings
 from lorafit.run import Run
@@ -301,6 +302,21 @@ def test_a_row_whose_loss_alone_is_not_finite_is_named_alone(tmp_path):
     own, bad = trainer.loss, trainer.train_dataset[second]["input_ids"][:3]
     trainer.loss = lambda batch: own(batch) * (float("nan") if batch.input_ids[0, :3].tolist() == bad else 1.0)
     assert trainer.rows_in_trouble() == [second] != [first]
+
+
+def test_held_out_rows_whose_loss_is_not_finite_are_named(tmp_path):
+    trainer = build(tmp_path, settings(max_steps=1))
+    own, bad = trainer.loss, trainer.held_out[1]["input_ids"][:3]
+    trainer.place = lambda row: f"held.jsonl:{row + 1}"
+
+    def broken(batch):
+        losses, starts = own(batch), batch.input_ids[0].tolist()
+        hit = any(starts[at : at + 3] == bad for at in range(len(starts)))
+        return losses * (float("nan") if hit or batch.input_ids[:, :3].tolist().count(bad) else 1.0)
+
+    trainer.loss = broken
+    with pytest.raises(RunError, match=r"became nan after step 0, by 1 of \d+ rows: held.jsonl:2. Mend or remove"):
+        trainer.evaluate()
 
 
 def test_rows_of_a_step_are_those_it_sees(tmp_path):

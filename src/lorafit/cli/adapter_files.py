@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
     from lorafit.cli.output import Output
+    from lorafit.lora.combine import Combination
     from lorafit.lora.stored import StoredAdapter
 
 
@@ -33,6 +34,24 @@ def located(adapter: str) -> str:
         hint = f"name one of those in it: {', '.join(map(str, inside))}" if inside else "it lacks adapter_config.json"
         raise AdapterFileError(f"{path} is no adapter and no run; {hint}")
     return str(path) if path.is_dir() else adapter
+
+
+def combination(
+    method: str, density: float | None, rank: int | None, majority_sign: str, seed: int | None
+) -> "Combination":
+    """How adapters become one; what is drawn is drawn from the seed, 42 if not given.
+
+    Raises:
+        ConfigError: A method that does not exist, or a setting that it has not.
+    """
+    import torch
+
+    from lorafit.lora.combine import Combination
+
+    sign: Any = majority_sign  # checked by Combination
+    draws = seed is not None or method.startswith("dare")
+    generator = torch.Generator().manual_seed(42 if seed is None else seed) if draws else None
+    return Combination(method, density, rank, sign, generator=generator)
 
 
 def unique(adapters: "Sequence[str]", index: int) -> str:

@@ -1,11 +1,12 @@
 """`lorafit adapters`: adapters as files, listed, shown, merged, resized, renamed, extracted."""
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 from lorafit.cli.adapter_files import (
+    combination,
     differing_bases,
     located,
     module_names,
@@ -22,7 +23,7 @@ from lorafit.cli.adapter_files import (
     write,
 )
 from lorafit.cli.options import JsonFlag, expanded
-from lorafit.cli.output import open_output
+from lorafit.cli.output import Output, open_output
 from lorafit.errors import ConfigError
 
 app = typer.Typer(
@@ -121,20 +122,14 @@ def merge(
     """Make one adapter of several, as PEFT's add_weighted_adapter does."""
     import math
 
-    import torch
-
     from lorafit.cli.show_adapters import show_merged
-    from lorafit.lora.combine import Combination
     from lorafit.lora.stored import check_free, read_adapter
     from lorafit.lora.stored.merge import merge_adapters
 
     with open_output(json) as out:
         check_free(output_dir)
         factors = numbers(weights) if weights else [1.0] * len(adapters)
-        sign: Any = majority_sign  # checked by Combination
-        draws = seed is not None or method.startswith("dare")
-        generator = torch.Generator().manual_seed(42 if seed is None else seed) if draws else None
-        how = Combination(method, density, rank, sign, generator=generator)
+        how = combination(method, density, rank, majority_sign, seed)
         folders = [located(name) for name in adapters]
         stored = {unique(adapters, index): read_adapter(folder) for index, folder in enumerate(folders)}
         merged = merge_adapters(stored, factors, how)
@@ -211,9 +206,6 @@ def rename(
 
     Keys that other tools have left odd (wrappers, the adapter's name in them, PEFT's prefix missing) are put right.
     """
-    from lorafit.lora.stored.keys import find_prefixes
-    from lorafit.lora.stored.rename import rename_modules
-
     with open_output(json) as out:
         if name is not None:
             if output_dir or prefix or model or base:
@@ -226,37 +218,42 @@ def rename(
             return
         if output_dir is None:
             raise ConfigError("where to? give --output-dir DIR for an adapter with other paths, or --name NAME alone")
-        from dataclasses import replace
-
-        from lorafit.lora.stored import StoredAdapter, check_free, read_adapter
-
-        check_free(output_dir)
-        folder = located(adapter)
-        old = read_adapter(folder, repair=True)
         pairs = [pair(text) for text in prefix or ()]
         if pairs and model:
             raise ConfigError("--prefix and --model both say how to rename: give one of them")
-        if model:
-            pairs = find_prefixes([*old.updates, *trained_whole(old)], module_names(model, out))
-        new, changed = rename_modules(old, pairs)
-        if base:
-            new = StoredAdapter(
-                replace(new.config, base_model_name_or_path=base, revision=None), new.updates, new.whole
-            )
-        if not (changed or old.repairs or base):
-            raise ConfigError(
-                f"nothing to rename: the paths of {adapter} {'fit ' + model if model else 'are in order'}"
-            )
-        notices = write(new, output_dir, [folder])
-        out.console.print(f"Wrote {output_dir}: {changed} of {len(new.updates)} modules renamed.", markup=False)
-        for before, after in pairs:
-            out.console.print(f"  {before or '(nothing)'} -> {after or '(nothing)'}", markup=False)
-        for repair in old.repairs:
-            out.console.print(f"  put right: {repair}", markup=False)
-        say(out, notices)
-        prefixes = [{"old": before, "new": after} for before, after in pairs]
-        changes = {"renamed": changed, "prefixes": prefixes, "repairs": old.repairs, "notices": notices}
-        out.result({"directory": str(output_dir), **sizes(new), **changes})
+        _rename_modules(adapter, output_dir, pairs, model, base, out)
+
+
+def _rename_modules(
+    adapter: str, output_dir: Path, pairs: list[tuple[str, str]], model: str | None, base: str | None, out: Output
+) -> None:
+    """Write an adapter with other paths: by pairs of prefixes, or by those that fit a model."""
+    from dataclasses import replace
+
+    from lorafit.lora.stored import StoredAdapter, check_free, read_adapter
+    from lorafit.lora.stored.keys import find_prefixes
+    from lorafit.lora.stored.rename import rename_modules
+
+    check_free(output_dir)
+    folder = located(adapter)
+    old = read_adapter(folder, repair=True)
+    if model:
+        pairs = find_prefixes([*old.updates, *trained_whole(old)], module_names(model, out))
+    new, changed = rename_modules(old, pairs)
+    if base:
+        new = StoredAdapter(replace(new.config, base_model_name_or_path=base, revision=None), new.updates, new.whole)
+    if not (changed or old.repairs or base):
+        raise ConfigError(f"nothing to rename: the paths of {adapter} {'fit ' + model if model else 'are in order'}")
+    notices = write(new, output_dir, [folder])
+    out.console.print(f"Wrote {output_dir}: {changed} of {len(new.updates)} modules renamed.", markup=False)
+    for before, after in pairs:
+        out.console.print(f"  {before or '(nothing)'} -> {after or '(nothing)'}", markup=False)
+    for repair in old.repairs:
+        out.console.print(f"  put right: {repair}", markup=False)
+    say(out, notices)
+    prefixes = [{"old": before, "new": after} for before, after in pairs]
+    changes = {"renamed": changed, "prefixes": prefixes, "repairs": old.repairs, "notices": notices}
+    out.result({"directory": str(output_dir), **sizes(new), **changes})
 
 
 @app.command()

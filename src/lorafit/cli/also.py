@@ -3,7 +3,10 @@
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from lorafit.cli.show import show_trained
+
 if TYPE_CHECKING:
+    from datasets import Dataset
     from rich.console import Console
     from transformers import PreTrainedModel
 
@@ -16,9 +19,23 @@ STYLES = {"better": "green", "worse": "red"}
 
 
 def measure_also(
-    run: "Run", model: "PreTrainedModel", others: "Sequence[OtherRows]", own: "Results", out: "Output"
+    run: "Run",
+    model: "PreTrainedModel",
+    others: "Sequence[OtherRows]",
+    own: "Results",
+    out: "Output",
+    train: "Dataset | None",
 ) -> "tuple[list[Elsewhere], dict[str, Any]]":
-    """Base against tuned on each domain; what was found, and what `--json` prints of it."""
+    """Base against tuned on each domain; what was found, and what `--json` prints of it.
+
+    Args:
+        run: the run.
+        model: with the adapter active.
+        others: the domains' rows.
+        own: the figures of the run's own held-out rows.
+        out: where to show it.
+        train: the rows that the run was trained on; None where they are not known.
+    """
     if not others:
         return [], {}
     from lorafit.evaluate import also_to_dict, evaluate_also
@@ -31,6 +48,7 @@ def measure_also(
             model,
             others,
             settings=recipe.evaluate,
+            train=train,
             fast=fast,
             token_budget=recipe.train.tokens_at_once,
             seed=recipe.train.seed,
@@ -51,8 +69,9 @@ def show_also(console: "Console", own: "Results", found: "Sequence[Elsewhere]") 
     table.add_column("", overflow="fold")
     for heading in ("base", "tuned", "difference", "95 % interval"):
         table.add_column(heading, justify="right", no_wrap=True)
-    for name in found[0].results.metrics:
-        domains = {"held-out rows": own.metrics[name]} | {one.name: one.results.metrics[name] for one in found}
+    measured = {"held-out rows": own.metrics} | {one.name: one.results.metrics for one in found}
+    for name in dict.fromkeys(name for one in found for name in one.results.metrics):
+        domains = {domain: metrics[name] for domain, metrics in measured.items() if name in metrics}
         table.add_row(spelled(name), style="bold")
         for domain, value in domains.items():
             low, high = value.interval
@@ -69,3 +88,4 @@ def show_also(console: "Console", own: "Results", found: "Sequence[Elsewhere]") 
     console.print(table)
     for one in found:
         console.print(one.sentence, style={"better": "green", "worse": "bold red"}.get(one.kind, ""), markup=False)
+        show_trained(console, one.trained, one.rows, f"rows of {one.name}")

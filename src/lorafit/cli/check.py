@@ -10,7 +10,7 @@ from lorafit.cli.output import Output, open_output
 from lorafit.errors import ConfigError
 
 if TYPE_CHECKING:
-    from lorafit.data.check import ClassRows, Findings, TextRows
+    from lorafit.data.check import Findings, RowTask
     from lorafit.recipe import Recipe
 
 FOUND = 1  # exit code
@@ -62,7 +62,7 @@ def check(
             _check(settings, task, strict, fix, out)
 
 
-def _check(settings: "Recipe", task: "TextRows | ClassRows", strict: bool, fix: Path | None, out: Output) -> None:
+def _check(settings: "Recipe", task: "RowTask", strict: bool, fix: Path | None, out: Output) -> None:
     from lorafit.data.check import check as find
     from lorafit.data.check import write_fine
     from lorafit.data.check.show import render_report
@@ -103,12 +103,12 @@ def _check_pictures(
         raise typer.Exit(FOUND)
 
 
-def _show_row(settings: "Recipe", row: str, task: "TextRows | ClassRows", out: Output) -> None:
+def _show_row(settings: "Recipe", row: str, task: "RowTask", out: Output) -> None:
     from lorafit.data.check import tokens_of_row
     from lorafit.data.check.show import render_tokens
 
-    files = [*settings.data.train_files, *settings.data.validation_files]
-    tokens = tokens_of_row(files, row, task)
+    data = settings.data
+    tokens = tokens_of_row(data.train_files, row, task, validation_files=data.validation_files)
     out.console.print(render_tokens(tokens))
     out.result(tokens.to_dict())
 
@@ -130,39 +130,20 @@ def _settings(
     return load_recipe(sets=sets, model=model, data=data, validation=validation or None), named
 
 
-def _task(settings: "Recipe", findings: "Findings", has_model: bool, out: Output) -> "TextRows | ClassRows":
-    from lorafit.data.check import ClassRows, TextRows
+def _task(settings: "Recipe", findings: "Findings", has_model: bool, out: Output) -> "RowTask":
+    from lorafit.data.check import ROWS
 
-    if settings.task not in ("sft", "classification"):
-        raise ConfigError(
-            f"check knows the rows of the tasks sft and classification, and pictures, not yet of {settings.task}: "
-            "`lorafit plan` reads them all and names what is broken, without training"
-        )
-    tokenizer = None
+    if settings.task not in ROWS:
+        raise ConfigError(f"check knows the rows of the tasks {', '.join(ROWS)}, not those of {settings.task}")
+    tokenizer = context = None
     if has_model:
-        from lorafit.models import load_tokenizer, resolve
+        from lorafit.models import context_of, load_tokenizer, resolve
 
         def say(line: str) -> None:
             out.console.print(line, style="dim", markup=False)
 
         resolved = resolve(settings.model.name, revision=settings.model.revision, on_message=say)
         tokenizer = load_tokenizer(resolved, trust_remote_code=settings.model.trust_remote_code)
-    data = settings.data
-    if settings.task == "classification":
-        return ClassRows(
-            findings,
-            tokenizer,
-            text_columns=data.text_column,
-            label_column=data.label_column,
-            problem_type=data.problem_type,
-            label_separator=data.label_separator,
-            max_length=data.max_length,
-        )
-    return TextRows(
-        findings,
-        tokenizer,
-        chat_template=data.chat_template,
-        format=data.format,
-        max_length=data.max_length,
-        train_on=data.train_on,
-    )
+        context = context_of(resolved, trust_remote_code=settings.model.trust_remote_code)
+    rows, data = ROWS[settings.task], settings.with_context(lambda: context).data
+    return rows(findings, tokenizer, **data.model_dump(include=set(rows.settings)))

@@ -1,5 +1,6 @@
 """`lorafit eval`: base against tuned on held-out rows, on other domains, and on public benchmarks."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -8,9 +9,10 @@ import typer
 
 from lorafit.cli.options import JsonFlag, RunArgument, expanded
 from lorafit.cli.output import Output, open_output
-from lorafit.errors import ConfigError, RunError
+from lorafit.errors import ConfigError, LorafitError, RunError
 
 if TYPE_CHECKING:
+    from datasets import Dataset
     from transformers import PreTrainedModel
 
     from lorafit.diffusion.prepare import PreparedPictures
@@ -147,24 +149,26 @@ def _classification(run: "Run", asked: _Asked, out: Output) -> dict[str, Any]:
 
     recipe = run.recipe
     model, tokenizer, labels = run.load_classifier(adapter=asked.folder)
-    prepared = held_out_classes(recipe, tokenizer, labels, model.config.problem_type, asked.files)
-    _check_rows(run, asked.files, prepared)
+    kind = model.config.problem_type
+    prepared = held_out_classes(recipe, tokenizer, labels, kind, asked.files)
+    train = _trained_on(run, asked, prepared, lambda: held_out_classes(recipe, tokenizer, labels, kind))
     others = prepare_others(recipe, tokenizer, prepared, asked.also)
     evaluation = evaluate_classification(model, prepared, recipe, out, history=_history(run, asked))
     show_class_evaluation(out.console, evaluation, recipe.evaluate.samples)
-    return evaluation.to_dict() | _finish(run, asked, model, others, evaluation, out)
+    return evaluation.to_dict() | _finish(run, asked, model, prepared, train, others, evaluation, out)
 
 
 def _pictures(run: "Run", asked: _Asked, out: Output) -> dict[str, Any]:
     from lorafit.cli.pictures import measure_pictures
     from lorafit.cli.report import draw_report
+    from lorafit.diffusion.prepare import prepare_pictures
     from lorafit.diffusion.task import load_tuned
 
     def say(line: str) -> None:
         out.console.print(line, style="dim", markup=False)
 
     model, prepared = load_tuned(run, adapter=asked.folder, folders=asked.files, notice=say)
-    _check_rows(run, asked.files, prepared)
+    _trained_on(run, asked, prepared, lambda: prepare_pictures(run.recipe, prepared.files))
     found = measure_pictures(run, model, prepared, out, history=_history(run, asked))
     result = {"adapter": str(asked.folder or run.adapter), **(found.to_dict() if found else {})}
     if found is None or not asked.writes_rows:
@@ -188,11 +192,11 @@ def _text(run: "Run", asked: _Asked, out: Output) -> dict[str, Any]:
     model, tokenizer, template = load(adapter=asked.folder)
     if asked.measures_rows:
         prepared = held_out_rows(recipe, tokenizer, template, asked.files)
-        _check_rows(run, asked.files, prepared)
+        train = _trained_on(run, asked, prepared, lambda: held_out_rows(recipe, tokenizer, template))
         others = prepare_others(recipe, tokenizer, prepared, asked.also)
         evaluation = evaluate_text(run, model, tokenizer, template, prepared, out, history=_history(run, asked))
         show_evaluation(out.console, evaluation, recipe.evaluate)
-        result |= evaluation.to_dict() | _finish(run, asked, model, others, evaluation, out)
+        result |= evaluation.to_dict() | _finish(run, asked, model, prepared, train, others, evaluation, out)
     if asked.suite is not None:
         result |= measure_suite(run, asked.suite, model, tokenizer, out, write=asked.writes_suite)
     return result
@@ -202,20 +206,31 @@ def _finish(
     run: "Run",
     asked: _Asked,
     model: "PreTrainedModel",
+    prepared: "AnyPrepared",
+    train: "Dataset | None",
     others: "list[OtherRows]",
     evaluation: "Evaluation | ClassEvaluation",
     out: Output,
 ) -> dict[str, Any]:
     """Write the figures into the run where they are its own, then those of other domains beside them."""
     from lorafit.cli.also import measure_also
+    from lorafit.cli.show import show_trained
     from lorafit.evaluate import write_also
+    from lorafit.train.rows import seen_in_training
 
+    trained = None if train is None else seen_in_training(train, prepared.held_out)
+    show_trained(
+        out.console,
+        trained,
+        len(prepared.held_out_rows),
+        f"rows of {', '.join(asked.files)}" if asked.files else "held-out rows",
+    )
     if asked.writes_rows:
         evaluation.write(run.directory)
-    found, shown = measure_also(run, model, others, evaluation.results, out)
+    found, shown = measure_also(run, model, others, evaluation.results, out, train)
     if asked.writes_rows and found:
         write_also(run.directory, found)
-    return shown
+    return {"trained_rows": trained, **shown}
 
 
 def _history(run: "Run", asked: _Asked) -> list[dict[str, Any]]:
@@ -223,13 +238,21 @@ def _history(run: "Run", asked: _Asked) -> list[dict[str, Any]]:
     return [*run.metrics()] if asked.writes_rows else []
 
 
-def _check_rows(run: "Run", files: list[str], prepared: "AnyPrepared | PreparedPictures") -> None:
-    """Refuse rows held out of other data than the run was trained on, and others than those it held out."""
+def _trained_on(run: "Run", asked: _Asked, prepared: "AnyPrepared | PreparedPictures", again: Callable[[], Any]) -> Any:
+    """The rows that the run was trained on; None where they are not there any more, and others are measured.
+
+    Raises:
+        RunError: Rows held out of other data than the run was trained on, or others than those that it held out.
+    """
     from lorafit.train.rows import fingerprint
 
-    if files:
-        return
     recorded = run.record["data"]
+    if asked.files:
+        try:
+            train = again().train
+        except (LorafitError, OSError):  # files that are gone or broken: other rows are measured without them
+            return None
+        return train if fingerprint(train) == recorded["rows_sha256"] else None
     if fingerprint(prepared.train) != recorded["rows_sha256"]:
         raise RunError(
             "the data is not what the run was trained on, so rows held out now may have been trained on then. "
@@ -241,3 +264,4 @@ def _check_rows(run: "Run", files: list[str], prepared: "AnyPrepared | PreparedP
             "the held-out rows are not those of the run: its validation files have changed. Restore them, or measure "
             "the new rows with --data"
         )
+    return prepared.train

@@ -12,6 +12,11 @@ from lorafit.export import targets
 if TYPE_CHECKING:
     from lorafit.export import Exported
 
+# Of the target hub.
+Repo = Annotated[str | None, typer.Option("--repo", metavar="USER/NAME", help="With hub: where to upload, private.")]
+Public = Annotated[bool, typer.Option("--public", help="With hub: let everybody see it.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="With hub: write the folder, upload nothing.")]
+
 
 def export(
     run: RunArgument,
@@ -42,11 +47,9 @@ def export(
             help="The base weights: original, or dequantized to serve on the same 4- or 8-bit base it was trained on.",
         ),
     ] = "original",
-    repo: Annotated[
-        str | None, typer.Option("--repo", metavar="USER/NAME", help="With hub: where to upload, private.")
-    ] = None,
-    public: Annotated[bool, typer.Option("--public", help="With hub: let everybody see it.")] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="With hub: write the folder, upload nothing.")] = False,
+    repo: Repo = None,
+    public: Public = False,
+    dry_run: DryRun = False,
     no_verify: Annotated[
         bool, typer.Option("--no-verify", help="Do not load it in its target and compare it with the tuned model.")
     ] = False,
@@ -86,19 +89,18 @@ def _show(out: Output, exported: "Exported") -> None:
     if parity is None:
         out.console.print("It was not compared with the tuned model (--no-verify).", markup=False)
     else:
+        agreement = "" if parity.agreement is None else f" {parity.agreement}."
         out.console.print(
-            f"Loaded in {parity.runtime}, over {parity.prompts} held-out prompts ({parity.positions} positions), its "
-            f"log-probabilities differ from the tuned model's by at most {parity.largest:.2g} nats, {parity.mean:.2g} "
-            f"on average ({parity.tolerance.largest:g} and {parity.tolerance.mean:g} pass); "
-            f"{parity.equal_greedy:.1%} of the likeliest are the same. The base model differs by {parity.training:.2g} "
-            "on average.",
+            f"Loaded in {parity.runtime}, over {parity.asked}, {parity.figures} "
+            f"({parity.tolerance.largest:.3g} and {parity.tolerance.mean:.3g} pass).{agreement} The base model differs "
+            f"by {parity.training:.2g} on average.",
             markup=False,
         )
         if exported.from_quantized is not None:
             largest, mean = exported.from_quantized
             out.console.print(
                 f"The tuned model was quantized, and what was written is not. From the model as it was trained it "
-                f"differs by at most {largest:.2g} nats, {mean:.2g} on average.",
+                f"differs by at most {largest:.2g}, {mean:.2g} on average.",
                 markup=False,
             )
     for note in exported.notes:

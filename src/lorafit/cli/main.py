@@ -30,6 +30,7 @@ from lorafit.cli import (
 from lorafit.cli.options import INTERRUPTED
 from lorafit.cli.output import print_json
 from lorafit.errors import LorafitError
+from lorafit.quiet import quiet_bitsandbytes
 from lorafit.redact import guard_output, redacted
 
 FAILED = 2
@@ -83,6 +84,7 @@ def main(arguments: list[str] | None = None) -> int:
     """
     arguments = sys.argv[1:] if arguments is None else arguments
     tune_torch()
+    quiet_bitsandbytes()
     guard_output()
     for stream in (sys.stdout, sys.stderr):  # a character that the terminal's encoding lacks must not end a run
         if isinstance(stream, io.TextIOWrapper):

@@ -50,7 +50,7 @@ def draw_report(run: "Run", out: Output) -> Path | None:
 
     try:
         return write_report(run)
-    except Exception as error:
+    except Exception as error:  # a defect of the page, too, must not cost what was trained or measured
         problem = f"{type(error).__name__}: {error}"
         out.console.print(
             f"report.html could not be written ({problem}); all else is saved.", style="red", markup=False

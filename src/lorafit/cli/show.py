@@ -127,6 +127,23 @@ def show_verdict(console: "Console", verdict: "Verdict") -> None:
     console.print(verdict.sentence, style=style, markup=False)
 
 
+def show_trained(console: "Console", trained: int | None, rows: int, what: str) -> None:
+    """A line where figures are of rows that the run was trained on, or may be; `what` they are, in words."""
+    if trained is None:
+        console.print(
+            f"Whether the run was trained on {what} is not known: its training rows are no longer there.",
+            style="yellow",
+            markup=False,
+        )
+    elif trained:
+        console.print(
+            f"The run was trained on {trained:,} of the {rows:,} {what}: these figures do not tell what it is "
+            "worth on new ones.",
+            style="bold yellow",
+            markup=False,
+        )
+
+
 def show_next(
     console: "Console",
     run: Path,

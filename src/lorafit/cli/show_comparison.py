@@ -1,6 +1,5 @@
 """How a comparison of runs looks in a terminal: 80 columns, the sentence last."""
 
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from rich import box
@@ -9,9 +8,9 @@ from rich.filesize import decimal
 from rich.table import Table
 
 from lorafit.cli.output import printable
-from lorafit.cli.show_plan import duration
 from lorafit.metrics.names import spelled, written
 from lorafit.recipe.explain import show
+from lorafit.words import duration, or_dash
 
 if TYPE_CHECKING:
     from lorafit.report.comparison import Comparison
@@ -104,6 +103,8 @@ def _show_apart(console: Console, found: "Comparison") -> None:
     said: dict[str, list[str]] = {}
     for pair in found.pairs:
         first, second = found.runs[pair.first], found.runs[pair.second]
+        if first.task != second.task:  # the last sentence says it
+            continue
         for metric, reason in pair.apart.items():
             if metric in first.metrics and metric in second.metrics:
                 said.setdefault(f"{first.name} and {second.name}: {reason}", []).append(spelled(metric))
@@ -117,19 +118,19 @@ def _show_cost(console: Console, found: "Comparison") -> None:
         cost = run.cost
         table.add_row(
             run.name,
-            _or_dash(cost.seconds, duration),
-            _or_dash(cost.tokens, "{:,}".format),
-            _or_dash(cost.tokens_per_second, "{:,.0f}".format),
-            _or_dash(cost.peak_memory_bytes, decimal),
-            _or_dash(cost.trainable, "{:,}".format),
-            _or_dash(cost.adapter_bytes, decimal),
+            or_dash(cost.seconds, duration),
+            or_dash(cost.tokens, "{:,}".format),
+            or_dash(cost.tokens_per_second, "{:,.0f}".format),
+            or_dash(cost.peak_memory_bytes, decimal),
+            or_dash(cost.trainable, "{:,}".format),
+            or_dash(cost.adapter_bytes, decimal),
         )
     _put(console, "Cost", table)
 
 
 def _show_tried(console: Console, found: "Comparison", tried: "Tried") -> None:
     """A grid where two settings cross, else a line a run."""
-    figures = [_or_dash(value, lambda value: written(tried.metric, value)) for value in tried.tuned]
+    figures = [or_dash(value, lambda value: written(tried.metric, value)) for value in tried.tuned]
     short = [key.rpartition(".")[2] for key in tried.keys]
     title = f"{spelled(tried.metric)} of the tuned models"
     if tried.grid is not None:
@@ -167,10 +168,6 @@ def _put(console: Console, title: str, table: Table) -> None:
 def _interval(metric: str, ends: tuple[float, float]) -> str:
     """Of a difference."""
     return " to ".join(written(metric, end, "+") for end in ends)
-
-
-def _or_dash(value: Any, write: Callable[[Any], str]) -> str:
-    return "-" if value is None else write(value)
 
 
 def _shown(value: Any) -> str:

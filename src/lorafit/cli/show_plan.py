@@ -3,6 +3,8 @@
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from lorafit.words import duration
+
 if TYPE_CHECKING:
     from rich.console import Console
 
@@ -96,12 +98,3 @@ def _alternatives(plan: "Plan") -> Any:
         verdict = "taken" if tried is plan.chosen else "fits" if tried.fits else "too much"
         table.add_row(str(tried.choice), f"{tried.memory.peak / GB:.2f}", duration(tried.seconds), verdict)
     return table
-
-
-def duration(seconds: float) -> str:
-    """In the unit that suits it."""
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    if seconds < 90 * 60:
-        return f"{seconds / 60:.0f} min"
-    return f"{seconds / 3600:.1f} h"

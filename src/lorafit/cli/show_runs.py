@@ -8,8 +8,9 @@ from rich.table import Table
 from rich.text import Text
 
 from lorafit.cli.output import printable
-from lorafit.cli.show_plan import GB, duration
+from lorafit.cli.show_plan import GB
 from lorafit.metrics.names import spelled, written
+from lorafit.words import duration
 
 if TYPE_CHECKING:
     from rich.console import Console

@@ -174,9 +174,10 @@ def _can_ask(out: Output) -> bool:
 
 def _evaluate(trained: "Trained", out: Output) -> dict[str, Any]:
     from lorafit.cli.also import measure_also
-    from lorafit.cli.show import show_class_evaluation, show_evaluation, show_next
+    from lorafit.cli.show import show_class_evaluation, show_evaluation, show_next, show_trained
     from lorafit.data import Prepared, PreparedSeq2Seq
     from lorafit.evaluate import forget_suite, write_also
+    from lorafit.train.rows import seen_in_training
 
     if trained.run.recipe.task == "text_to_image":
         return _evaluate_pictures(trained, out)
@@ -190,13 +191,15 @@ def _evaluate(trained: "Trained", out: Output) -> dict[str, Any]:
         evaluation = evaluate_classification(model, prepared, recipe, out, history=history)
         evaluation.write(run.directory)
         show_class_evaluation(out.console, evaluation, recipe.evaluate.samples)
-    also, shown = measure_also(run, model, trained.others, evaluation.results, out)
+    seen = seen_in_training(prepared.train, prepared.held_out)
+    show_trained(out.console, seen, len(prepared.held_out_rows), "held-out rows")
+    also, shown = measure_also(run, model, trained.others, evaluation.results, out, prepared.train)
     write_also(run.directory, also)
     forget_suite(run.directory)
     report = draw_report(run, out)
     chats = isinstance(prepared, Prepared)
     show_next(out.console, run.directory, writes_text=writes_text, chats=chats, report=report)
-    return {**evaluation.to_dict(), **shown, "report": None if report is None else str(report)}
+    return {**evaluation.to_dict(), "trained_rows": seen, **shown, "report": None if report is None else str(report)}
 
 
 def _evaluate_pictures(trained: "Trained", out: Output) -> dict[str, Any]:

@@ -6,7 +6,7 @@ from rich.console import Group, RenderableType
 from rich.text import Text
 
 from lorafit.data.labels import ProblemType
-from lorafit.data.show import common_warnings, figures
+from lorafit.data.show import LONGER, common_warnings, figures
 from lorafit.data.summary import RowFigures
 
 SHOWN_CLASSES = 12
@@ -40,7 +40,8 @@ def render_classes(summary: ClassSummary) -> Group:
     source = f"{' + '.join(summary.text_columns)} -> {summary.label_column}"
     own = {"Numbers": _numbers(summary)} if summary.numbers else {"Classes": _classes(summary)}
     table = figures(summary, source, own, f"{summary.cut_rows:,}" if summary.cut_rows else "none")
-    warnings = [*_imbalance(summary), *common_warnings(summary)]
+    lost = [f"{summary.cut_rows:,} texts lost their end; {LONGER}"] if summary.cut_rows else []
+    warnings = [*lost, *_imbalance(summary), *common_warnings(summary)]
     lines: list[RenderableType] = [Text(f"! {line}", style="yellow") for line in warnings]
     return Group(table, *lines)
 

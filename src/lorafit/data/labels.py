@@ -30,12 +30,18 @@ def find_problem_type(values: Iterable[Any], separator: str | None) -> ProblemTy
     """
     if separator is not None:
         return "multi_label_classification"
-    present = [value for value in values if value is not None and value != ""]
-    if present and all(isinstance(value, list | tuple) for value in present):
+    present = lists = numbers = fractions = 0
+    for value in values:
+        if value is None or value == "":
+            continue
+        present += 1
+        lists += isinstance(value, list | tuple)
+        if (number := _number(value)) is not None:
+            numbers += 1
+            fractions += number != math.floor(number)
+    if present and lists == present:
         return "multi_label_classification"
-    numbers = [number for number in map(_number, present) if number is not None]
-    fractions = any(number != math.floor(number) for number in numbers)
-    amounts = fractions and len(numbers) >= MOSTLY * len(present)  # the others are errors, each with its place
+    amounts = fractions and numbers >= MOSTLY * present  # the others are errors, each with its place
     return "regression" if amounts else "single_label_classification"
 
 

@@ -18,6 +18,8 @@ from lorafit.untrusted import short
 
 DEEPEST = 100
 """Lists and objects inside each other that a row may have; Python's own limit depends on who calls."""
+TAGGED = (".conll", ".bio", ".iob", ".iob2", ".bioes")
+"""Suffixes of files that only task token_classification reads."""
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 
 
@@ -101,11 +103,18 @@ def _records_of(name: str, report: Report) -> Iterator[Record]:
         if reader is not None:
             yield from reader(path, report)
         else:
-            report(Problem(name, f"unknown file type {path.suffix!r}; use {', '.join(READERS)}", "file"))
+            report(Problem(name, f"unknown file type {path.suffix!r}{_hint(path)}; use {', '.join(READERS)}", "file"))
     elif may_be_hub_id(name):
         yield from _read_hub(name, report)
     else:
         report(_missing(path))
+
+
+def _hint(path: Path) -> str:
+    kind = path.suffix.lower()
+    if kind in TAGGED:
+        return " (words with their tags are read by task=token_classification)"
+    return " (a table parted by tabs: save it as .csv; words with tags: task=token_classification)" * (kind == ".tsv")
 
 
 def _read_jsonl(path: Path, report: Report) -> Iterator[Record]:

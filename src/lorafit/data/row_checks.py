@@ -3,16 +3,20 @@
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
+from itertools import starmap
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from lorafit.data.labels import names_in
 from lorafit.data.rows import Message, Row
+from lorafit.data.unmarked import TagOrder, Unmarked
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from lorafit.data.classification import ClassRow
+    from lorafit.data.token_classification import TagRow
 
 FOLLOWS = {
     None: ("system", "user"),
@@ -87,6 +91,12 @@ def class_warnings(row: "ClassRow", special: SpecialTokens) -> Iterator[tuple[st
         yield "special_tokens", f"{token} in the text"
 
 
+def tag_warnings(row: "TagRow", special: SpecialTokens) -> Iterator[tuple[str, str]]:
+    """Kind and detail of what is odd about tagged words."""
+    if token := special.find(" ".join(row.words)):
+        yield "special_tokens", f"{token} in the words"
+
+
 def role_problem(messages: Sequence[Message]) -> str | None:
     """The first message whose role does not follow from the one before, in words; None when all do."""
     before, called = None, False
@@ -121,6 +131,11 @@ def class_sizes(row: "ClassRow") -> tuple[int, int]:
     return len(row.text), len(row.pair or "")
 
 
+def tag_sizes(row: "TagRow") -> tuple[int]:
+    """Characters of the words."""
+    return (sum(map(len, row.words)),)
+
+
 def warned_texts(rows: Sequence[Row], tokenizer: "PreTrainedTokenizerBase") -> Warned:
     """What is odd about conversations and texts, by kind."""
     special = SpecialTokens(tokenizer)
@@ -129,19 +144,35 @@ def warned_texts(rows: Sequence[Row], tokenizer: "PreTrainedTokenizerBase") -> W
 
 def warned_classes(rows: "Sequence[ClassRow]", tokenizer: "PreTrainedTokenizerBase") -> Warned:
     """What is odd about labelled texts, by kind; `rows` are the training rows, held-out share included."""
-    special, labels = SpecialTokens(tokenizer), Counter(row.label for row in rows)
+    special, labels = SpecialTokens(tokenizer), Counter(name for row in rows for name in names_in(row.label))
 
     def warnings(row: "ClassRow") -> Iterator[tuple[str, str]]:
         yield from class_warnings(row, special)
-        if isinstance(row.label, str) and labels[row.label] == 1:
-            yield "label_once", row.label
+        yield from (("label_once", name) for name in names_in(row.label) if labels[name] == 1)
 
     return _warned(rows, [class_sizes(row) for row in rows], map(warnings, rows))
 
 
+def warned_tags(rows: "Sequence[TagRow]", tokenizer: "PreTrainedTokenizerBase") -> Warned:
+    """What is odd about tagged words, by kind; `rows` are the training rows, held-out share included."""
+    special, tags = SpecialTokens(tokenizer), Counter(tag for row in rows for tag in set(row.tags))
+    unmarked, order = Unmarked(rows), TagOrder()
+    for row in rows:
+        unmarked.add(row)
+        order.add(row)
+    found = {"no_entity": dict(unmarked.found()), "tag_order": dict(order.found())}
+
+    def warnings(index: int, row: "TagRow") -> Iterator[tuple[str, str]]:
+        yield from tag_warnings(row, special)
+        yield from (("label_once", tag) for tag in set(row.tags) if tags[tag] == 1)
+        yield from ((kind, places[index]) for kind, places in found.items() if index in places)
+
+    return _warned(rows, [tag_sizes(row) for row in rows], starmap(warnings, enumerate(rows)))
+
+
 def _warned(
-    rows: "Sequence[Row] | Sequence[ClassRow]",
-    sizes: Sequence[tuple[int, int]],
+    rows: "Sequence[Row | ClassRow | TagRow]",
+    sizes: Sequence[tuple[int, ...]],
     warnings: Iterable[Iterable[tuple[str, str]]],
 ) -> Warned:
     found: Warned = {}
@@ -155,7 +186,7 @@ def _warned(
     for row, odd in zip(rows, warnings, strict=True):
         for kind in {kind: None for kind, _ in odd}:
             add(kind, row.where)
-    for lengths in np.array(sizes, dtype=np.int64).reshape(-1, 2).T:
+    for lengths in np.array(sizes, dtype=np.int64).reshape(len(rows), -1).T:
         given = np.flatnonzero(lengths > 0)
         for index in given[strange_lengths(lengths[given])]:
             add("length", rows[index].where)

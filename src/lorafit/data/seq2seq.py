@@ -7,6 +7,7 @@ import datasets
 import numpy as np
 
 from lorafit.data.read import records
+from lorafit.data.row_checks import warned_texts
 from lorafit.data.rows import Row
 from lorafit.data.seq2seq_summary import Seq2SeqSummary
 from lorafit.data.seq2seq_template import EncodedPair, Seq2SeqTemplate
@@ -127,6 +128,7 @@ def _summarize(
         answer_cut_rows=int((lost[:, 1] > 0).sum()),
         cut_tokens=int(lost.sum()),
         dropped={why: rows.dropped.get(why, []) + others.dropped.get(why, []) for why in rows.dropped | others.dropped},
+        warned=warned_texts(rows.rows, template.tokenizer),
         notes=list(template.notes),
         sample=[(decoded(template.tokenizer, first.source), False), (decoded(template.tokenizer, first.target), True)],
         length_histogram=length_histogram(sources),

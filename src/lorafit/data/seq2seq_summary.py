@@ -6,7 +6,7 @@ from typing import Any
 from rich.console import Group, RenderableType
 from rich.text import Text
 
-from lorafit.data.show import common_warnings, figures, shortened
+from lorafit.data.show import LONGER, common_warnings, figures, shortened
 from lorafit.data.summary import Summary
 
 
@@ -42,7 +42,7 @@ def render_seq2seq(summary: Seq2SeqSummary) -> Group:
     parts: list[RenderableType] = [table]
     lost = []
     if summary.cut_rows:
-        lost.append(f"{summary.cut_rows:,} sources lost their end; a higher data.max_length keeps it.")
+        lost.append(f"{summary.cut_rows:,} sources lost their end; {LONGER}")
     if summary.answer_cut_rows:
         lost.append(f"{summary.answer_cut_rows:,} targets lost their end; a higher data.max_target_length keeps it.")
     parts += [Text(f"! {line}", style="yellow") for line in (*lost, *common_warnings(summary))]

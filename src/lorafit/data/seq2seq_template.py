@@ -57,6 +57,7 @@ class Seq2SeqTemplate:
 
     Attributes:
         stop_token_ids: End an answer.
+        source_end: Special tokens that end every source, a cut one too.
         target_start: Special tokens that every target begins with (BART's <s>, a language).
         target_end: Those that end it.
         notes: Sentences for the summary.
@@ -84,6 +85,7 @@ class Seq2SeqTemplate:
         end: Any = tokenizer.eos_token_id
         self._end: int = end
         self._source = _Frame.of(*self._ids(["", "a"]))
+        self.source_end = self._source.after
         nothing, something = self._ids(["", "a"], target=True)
         self._adds_end = self._end not in nothing  # as the tokenizers of language models
         if self._adds_end:

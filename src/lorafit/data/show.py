@@ -14,6 +14,9 @@ PIECE = 600
 PLACES = 5
 """Places named for each reason to drop rows."""
 
+LONGER = "a higher data.max_length keeps more, as far as the model reads."
+"""What helps where rows were cut."""
+
 
 def render(summary: Summary) -> Group:
     """Figures, warnings, and one row with its trained part in green between » and «.
@@ -28,7 +31,7 @@ def render(summary: Summary) -> Group:
     own = {"Trained": f"{summary.trained_share:.1%} of {summary.tokens['total']:,} tokens"}
     cut = f"{summary.cut_rows:,} of the prompt, {summary.answer_cut_rows:,} of the answer or text"
     parts: list[RenderableType] = [figures(summary, formats, own, cut if summary.cut_tokens else "none")]
-    lost = [f"{summary.cut_tokens:,} tokens were cut; a higher max_length keeps them."] if summary.cut_tokens else []
+    lost = [f"{summary.cut_tokens:,} tokens were cut; {LONGER}"] if summary.cut_tokens else []
     parts += [Text(f"! {line}", style="yellow") for line in (*lost, *common_warnings(summary))]
     parts += [Text(note, style="dim") for note in summary.notes]
     if summary.sample:

@@ -11,7 +11,7 @@ from typing import Any
 
 from lorafit.data.formats import formats, raise_all
 from lorafit.data.formats._messages import text_of
-from lorafit.data.rows import Record, Row, answer_text
+from lorafit.data.rows import HALF_CHARACTER, Record, Row, answer_text
 from lorafit.errors import DataError
 
 # Names as public data sets have them (XSum, CNN/DailyMail, SAMSum, BillSum, AESLC, Reddit TIFU, ...).
@@ -33,6 +33,8 @@ PAIRS = (
 NOT_PAIRS = {"text", "preference"}  # formats that hold no source with one target
 LANGUAGES = "translation"  # the column that data sets of translations keep {language: text} in
 JOINED = "\n\n"
+SEVERAL, TOOLS = "several exchanges (a source has one target)", "tools (a sequence-to-sequence model calls none)"
+NO_SOURCE = "empty source"
 
 
 @dataclass
@@ -69,28 +71,43 @@ def read_pairs(
     Raises:
         DataError: A setting is impossible, or rows are not recognized or malformed; lists the places.
     """
-    _check(source, target, name)
+    check_columns(source, target, name)
     found, places = SourceRows(), defaultdict[str, list[str]](list)
     for record in records:
-        value = _columns_of(record)
         try:
-            kind, row, used = _convert(value, record.where, source, target, name)
+            row, kind, unused = pair_of(record, source, target, name)
         except DataError as error:
             places[str(error)].append(record.where)
             continue
         found.formats[kind] += 1
-        found.unused_columns.update(value.keys() - used)
-        reason = _drop_reason(row)
-        if reason is None:
-            found.rows.append(pair_row(row.where, source_of(row.prompt_messages), row.answer or ""))
+        found.unused_columns.update(unused)
+        if isinstance(row, Row):
+            found.rows.append(row)
         else:
-            found.dropped[reason].append(record.where)
+            found.dropped[row].append(record.where)
     count = sum(map(len, places.values()))
     raise_all(
         f"{count:,} rows cannot be used",
         [f"{where[0]}{f' and {len(where) - 1:,} more' * (len(where) > 1)}: {why}" for why, where in places.items()],
     )
     return found
+
+
+def pair_of(
+    record: Record, source: str | None = None, target: str | None = None, name: str | None = None
+) -> tuple[Row | str, str, set[str]]:
+    """One record: its row or why it is none, how it came (as in `SourceRows.formats`), and the columns not read.
+
+    The arguments are those of `read_pairs`.
+
+    Raises:
+        DataError: It is not recognized, or malformed; says why, without the place.
+    """
+    value = _columns_of(record)
+    kind, row, used = _convert(value, record.where, source, target, name)
+    reason = _drop_reason(row)
+    pair = pair_row(row.where, source_of(row.prompt_messages), row.answer or "") if reason is None else reason
+    return pair, kind, value.keys() - used
 
 
 def pair_row(where: str, source: str, target: str) -> Row:
@@ -103,7 +120,8 @@ def source_of(messages: Iterable[dict[str, Any]]) -> str:
     return JOINED.join(text for text in map(answer_text, messages) if text.strip())
 
 
-def _check(source: str | None, target: str | None, name: str | None) -> None:
+def check_columns(source: str | None, target: str | None, name: str | None) -> None:
+    """Raise DataError where settings cannot be together, or a format has no sources."""
     known = [known for known in formats() if known not in NOT_PAIRS]
     if name is not None and name not in known:
         raise DataError(f"format {name!r} has no source with a target; the formats that do are {', '.join(known)}")
@@ -186,20 +204,20 @@ def _drop_reason(row: Row) -> str | None:
     messages = row.messages or []
     answers = [message for message in messages if message["role"] == "assistant"]
     if row.tools or any(message["role"] == "tool" or message.get("tool_calls") for message in messages):
-        return "tools (a sequence-to-sequence model calls none)"
+        return TOOLS
     if not answers:
         return "no answer (no assistant message)"
     if len(answers) > 1:
-        return "several exchanges (a source has one target)"
+        return SEVERAL
     if answers[0].get("weight") == 0:
         return "the answer has weight 0"
     source, target = source_of(row.prompt_messages), answer_text(answers[0])
     if not target.strip():
         return "empty target"
     if not source.strip():
-        return "empty source"
+        return NO_SOURCE
     try:
         f"{source}{target}".encode()
     except UnicodeEncodeError:
-        return "half a character (a lone surrogate, such as \\ud83d)"
+        return HALF_CHARACTER
     return None

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from rich.console import Group, RenderableType
 from rich.text import Text
 
-from lorafit.data.show import common_warnings, figures
+from lorafit.data.show import LONGER, common_warnings, figures
 from lorafit.data.summary import RowFigures
 
 SHOWN_TAGS = 12
@@ -48,5 +48,6 @@ def render_tags(summary: TagSummary) -> Group:
     }
     cut = f"{summary.cut_rows:,}, with {summary.cut_words:,} words" if summary.cut_rows else "none"
     table = figures(summary, f"{summary.text_column} -> {summary.label_column}", own, cut)
-    lines: list[RenderableType] = [Text(f"! {line}", style="yellow") for line in common_warnings(summary)]
+    lost = [f"{summary.cut_words:,} words at the end of rows were cut; {LONGER}"] if summary.cut_words else []
+    lines: list[RenderableType] = [Text(f"! {line}", style="yellow") for line in (*lost, *common_warnings(summary))]
     return Group(table, *lines)

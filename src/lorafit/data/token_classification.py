@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING, Any
 
 import datasets
 
-from lorafit.data.conll import SUFFIXES, read_conll
+from lorafit.data.conll import scan_tagged
 from lorafit.data.formats import raise_all
-from lorafit.data.read import place, read
-from lorafit.data.rows import Record
+from lorafit.data.read import Problem
+from lorafit.data.row_checks import Warned, warned_tags
+from lorafit.data.rows import HALF_CHARACTER, Record
 from lorafit.data.split import split
 from lorafit.data.summary import length_figures, length_histogram
 from lorafit.data.tag_summary import TagSummary
@@ -28,6 +29,21 @@ if TYPE_CHECKING:
 IGNORED = -100
 WORDS = ("tokens", "words", "sentence_tokens")
 TAGS = ("ner_tags", "tags", "labels", "ner", "entities_tags", "pos_tags", "label")
+
+
+NO_WORDS, NO_TOKEN = "no words", "no word has a token"
+
+
+class TagRowError(DataError):
+    """A row is no sentence with a tag for each word.
+
+    Attributes:
+        kind: which finding that is (see `kinds`).
+    """
+
+    def __init__(self, kind: str, message: str) -> None:
+        super().__init__(message)
+        self.kind = kind
 
 
 @dataclass(frozen=True)
@@ -77,14 +93,24 @@ class PreparedTags:
 
 
 @dataclass(frozen=True)
-class _Encoded:
+class EncodedTags:
+    """A row as tokens.
+
+    Attributes:
+        row: it.
+        input_ids: its tokens.
+        word_of: of each the word that it is the first of, or None.
+        length: tokens before cutting.
+    """
+
     row: TagRow
     input_ids: list[int]
-    word_of: list[int | None]  # the word that each token is the first of
-    length: int  # tokens before cutting
+    word_of: list[int | None]
+    length: int
 
     @property
     def words(self) -> list[int]:
+        """The words that have a token."""
         return [word for word in self.word_of if word is not None]
 
 
@@ -118,24 +144,23 @@ def prepare_token_classification(
         DataError: Files are missing or broken, columns not found, words and tags differ in number, fewer than two tags,
             or no usable row is left.
     """
-    if not tokenizer.is_fast:
-        raise DataError(
-            f"{type(tokenizer).__name__} does not tell where in a text its tokens lie, which tags of words need; "
-            "choose a model with a fast tokenizer (tokenizer.json)"
-        )
+    check_tells_places(tokenizer)
     dropped: dict[str, list[str]] = defaultdict(list)
     records, validation = _read(files), _read(validation_files) if validation_files else []
-    words, tags = _columns([*records, *validation], text_columns, label_column)
+    words, tags = tag_columns([*records, *validation], text_columns, label_column)
     rows, others = (list(_rows(part, words, tags, dropped)) for part in (records, validation))
     names = _tag_names(rows, others, labels)
-    encoded = _with_words(_encode(rows, tokenizer, max_length), dropped)
+    encoded = _with_words(encode_tags(rows, tokenizer, max_length), dropped)
     if validation_files:
-        train, held_out = encoded, _with_words(_encode(others, tokenizer, max_length), dropped)
+        train, held_out = encoded, _with_words(encode_tags(others, tokenizer, max_length), dropped)
     else:
         sides = split([example.row for example in encoded], validation_share, seed)
         train, held_out = ([encoded[i] for i in side] for side in sides)
     columns = Counter(name for record in records for name in record.value)
-    summary = _summarize(rows, others, names, train, held_out, max_length, dropped, columns, words, tags)
+    warned = warned_tags(rows, tokenizer)
+    summary = _summarize(
+        rows, others, names, train, held_out, len(records), max_length, dropped, columns, words, tags, warned
+    )
     ids = {name: i for i, name in enumerate(names)}
     return PreparedTags(
         _dataset(train, ids),
@@ -147,23 +172,34 @@ def prepare_token_classification(
     )
 
 
+def check_tells_places(tokenizer: "PreTrainedTokenizerBase") -> None:
+    """Raise DataError where a tokenizer does not tell where in a text its tokens lie."""
+    if not tokenizer.is_fast:
+        raise DataError(
+            f"{type(tokenizer).__name__} does not tell where in a text its tokens lie, which tags of words need; "
+            "choose a model with a fast tokenizer (tokenizer.json)"
+        )
+
+
 def _summarize(
     rows: Sequence[TagRow],
     others: Sequence[TagRow],
     names: Sequence[str],
-    train: Sequence[_Encoded],
-    held_out: Sequence[_Encoded],
+    train: Sequence[EncodedTags],
+    held_out: Sequence[EncodedTags],
+    read_rows: int,
     max_length: int,
     dropped: dict[str, list[str]],
     columns: Counter[str],
     words: str,
     tags: str,
+    warned: Warned,
 ) -> TagSummary:
     known = {row.identity for row in rows}
     lengths = [len(example.input_ids) for example in train]
     marked = mark_entities(names)
     return TagSummary(
-        rows=len(rows) + len(dropped.get("no words", ())),
+        rows=read_rows,
         train_rows=len(train),
         held_out_rows=len(held_out),
         duplicates=len(rows) - len(known),
@@ -173,6 +209,7 @@ def _summarize(
         max_length=max_length,
         cut_rows=sum(example.length > len(example.input_ids) for example in (*train, *held_out)),
         dropped=dict(dropped),
+        warned=warned,
         length_histogram=length_histogram(lengths),
         text_column=words,
         label_column=tags,
@@ -187,25 +224,20 @@ def _summarize(
 
 def _read(files: Sequence[str]) -> list[Record]:
     """The records of all files, in order; one error lists every problem."""
-    found: list[Record] = []
-    problems: list[str] = []
-    for name in files:
-        path = place(name)
-        if path.is_file() and path.suffix.lower() in SUFFIXES:
-            before = len(found), len(problems)
-            found += read_conll(path, problems)
-            if before == (len(found), len(problems)):
-                problems.append(f"{name}: no rows in it")
-            continue
-        try:
-            found += read([name])
-        except DataError as error:
-            problems.append(str(error))
-    raise_all("the data cannot be read", problems)
+    problems: list[Problem] = []
+    found = list(scan_tagged(files, problems.append))
+    raise_all("the data cannot be read", list(map(str, problems)))
     return found
 
 
-def _columns(records: Sequence[Record], text_columns: Sequence[str], label_column: str | None) -> tuple[str, str]:
+def tag_columns(
+    records: Iterable[Record], text_columns: Sequence[str] = (), label_column: str | None = None
+) -> tuple[str, str]:
+    """The columns of the words and of their tags: those given, else those with a usual name.
+
+    Raises:
+        DataError: A given column is in no row, or none with a usual name is.
+    """
     counts = Counter(name for record in records for name in record.value)
     present = f"the rows have {', '.join(map(repr, counts)) or 'no columns'}"
     asked = text_columns[0] if text_columns else None
@@ -231,27 +263,53 @@ def _rows(records: Sequence[Record], words: str, tags: str, dropped: dict[str, l
     problems = []
     for record in records:
         try:
-            row = TagRow(record.where, _list(record, words), _list(record, tags))
-        except DataError as error:
+            row = tag_row(record, words, tags)
+        except TagRowError as error:
             problems.append(f"{record.where}: {error}")
             continue
-        if not row.words:
-            dropped["no words"].append(record.where)
-        elif len(row.words) != len(row.tags):
-            problems.append(f"{record.where}: {len(row.words)} words in {words!r} and {len(row.tags)} tags in {tags!r}")
-        elif empty := [place for place, word in enumerate(row.words, 1) if not word.strip()]:
-            problems.append(f"{record.where}: word {empty[0]} of {words!r} is empty")
-        else:
+        if isinstance(row, TagRow):
             yield row
+        else:
+            dropped[row].append(record.where)
     raise_all(f"{len(problems):,} rows cannot be used", problems)
 
 
-def _list(record: Record, column: str) -> tuple[str, ...]:
+def tag_row(record: Record, words: str, tags: str) -> TagRow | str:
+    """Words and tags of a record; or, where it can teach nothing, why.
+
+    Args:
+        record: What was read.
+        words: The column of the words.
+        tags: The column of their tags.
+
+    Raises:
+        TagRowError: They are of another type, or not as many.
+    """
+    row = TagRow(record.where, _list(record, words, "format"), _list(record, tags, "label"))
+    if not row.words:
+        return NO_WORDS
+    if len(row.words) != len(row.tags):
+        raise TagRowError("tag_count", f"{len(row.words)} words in {words!r} and {len(row.tags)} tags in {tags!r}")
+    for column, values, kind in ((words, row.words, "text"), (tags, row.tags, "label")):
+        if empty := [place for place, value in enumerate(values, 1) if not value.strip()]:
+            raise TagRowError(kind, f"{'word' if column == words else 'tag'} {empty[0]} of {column!r} is empty")
+    try:
+        row.identity.encode()
+    except UnicodeEncodeError:
+        return HALF_CHARACTER
+    return row
+
+
+def _list(record: Record, column: str, kind: str) -> tuple[str, ...]:
     value: Any = record.value.get(column)
     if value is None:
         return ()
-    if not isinstance(value, list) or not all(isinstance(one, str | int) for one in value):
-        raise DataError(f"{column!r} is {type(value).__name__}, not a list of words or whole numbers")
+    if not isinstance(value, list):
+        raise TagRowError("format", f"{column!r} is {type(value).__name__}, not a list of words or whole numbers")
+    for place, one in enumerate(value, 1):
+        if isinstance(one, bool) or not isinstance(one, str | int):
+            what = "empty (null)" if one is None else f"{one!r}"
+            raise TagRowError(kind, f"{column!r} is {what} at place {place}; each word and tag is a text or a number")
     return tuple(map(str, value))
 
 
@@ -277,7 +335,8 @@ def _order(tag: str) -> tuple[bool, int, str, str]:
     return tag != OUTSIDE, int(tag) if tag.isdecimal() else 0, kind, mark
 
 
-def _encode(rows: Sequence[TagRow], tokenizer: "PreTrainedTokenizerBase", max_length: int) -> list[_Encoded]:
+def encode_tags(rows: Sequence[TagRow], tokenizer: "PreTrainedTokenizerBase", max_length: int) -> list[EncodedTags]:
+    """Rows as tokens; words at the end of a long one are cut."""
     texts = [" ".join(row.words) for row in rows]
     options: dict[str, Any] = {"return_offsets_mapping": True, "return_attention_mask": False, "verbose": False}
     whole = tokenizer(texts, **options) if texts else {"input_ids": [], "offset_mapping": []}
@@ -287,15 +346,15 @@ def _encode(rows: Sequence[TagRow], tokenizer: "PreTrainedTokenizerBase", max_le
         if length > max_length:
             cut = tokenizer(text, truncation=True, max_length=max_length, **options)
             ids, spans = cut["input_ids"], cut["offset_mapping"]
-        encoded.append(_Encoded(row, list(ids), _first_tokens(row.words, text, spans), length))
+        encoded.append(EncodedTags(row, list(ids), _first_tokens(row.words, text, spans), length))
     return encoded
 
 
-def _with_words(encoded: Sequence[_Encoded], dropped: dict[str, list[str]]) -> list[_Encoded]:
+def _with_words(encoded: Sequence[EncodedTags], dropped: dict[str, list[str]]) -> list[EncodedTags]:
     """The rows in which a word has a token; of the others the tokenizer sees nothing."""
     for example in encoded:
         if not example.words:
-            dropped["no word has a token"].append(example.row.where)
+            dropped[NO_TOKEN].append(example.row.where)
     return [example for example in encoded if example.words]
 
 
@@ -315,16 +374,16 @@ def _first_tokens(words: Sequence[str], text: str, spans: Iterable[tuple[int, in
     return found
 
 
-def _count(names: Sequence[str], examples: Sequence[_Encoded]) -> dict[str, int]:
+def _count(names: Sequence[str], examples: Sequence[EncodedTags]) -> dict[str, int]:
     counts = Counter(tag for example in examples for tag in example.row.tags)
     return {name: counts[name] for name in names}
 
 
-def _count_entities(examples: Sequence[_Encoded]) -> dict[str, int]:
+def _count_entities(examples: Sequence[EncodedTags]) -> dict[str, int]:
     return dict(Counter(entity.type for example in examples for entity in entities(example.row.tags)))
 
 
-def _dataset(examples: Sequence[_Encoded], ids: dict[str, int]) -> datasets.Dataset:
+def _dataset(examples: Sequence[EncodedTags], ids: dict[str, int]) -> datasets.Dataset:
     columns = {
         "input_ids": [example.input_ids for example in examples],
         "labels": [

@@ -1,6 +1,7 @@
 """`check` of a folder of pictures: what would spoil a training, by file name, all at once."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
 
@@ -15,6 +16,13 @@ USUAL_RESOLUTION = 512  # pixels, where neither recipe nor model tells
 HASH_SIDE = 8
 NEAR_BITS = 3  # of 64 that may differ between pictures that look alike
 MOST_COMPARED = 3000  # pictures whose looks are compared: each with each
+
+
+@dataclass(frozen=True)
+class _Pictures:
+    """That is all there is to know of how they were read."""
+
+    findings: Findings
 
 
 def check_pictures(recipe: Recipe, resolution: int | None = None) -> Report:
@@ -39,7 +47,9 @@ def check_pictures(recipe: Recipe, resolution: int | None = None) -> Report:
     unchecked = _looks(train, held_out, copies, findings, numbers)
     found = findings.total("error")
     rows = len(numbers) + found
-    return Report(recipe.data.train_files, recipe.data.validation_files, rows, len(numbers), findings, unchecked)
+    return Report(
+        recipe.data.train_files, recipe.data.validation_files, rows, len(numbers), _Pictures(findings), unchecked
+    )
 
 
 def _read(names: Sequence[str], recipe: Recipe, findings: Findings, default: str | None = None) -> list[Picture]:

@@ -12,7 +12,7 @@ from lorafit.diffusion.families import Family, families
 from lorafit.errors import LorafitError, MissingExtraError, ModelError
 from lorafit.models.guard import check_weights
 from lorafit.models.quantize import Quantize
-from lorafit.models.quiet import quiet_transformers
+from lorafit.quiet import quiet_transformers
 from lorafit.untrusted import Refused, read_json, short
 
 if TYPE_CHECKING:

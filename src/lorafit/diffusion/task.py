@@ -37,6 +37,10 @@ class TextToImage:
 
     pipeline: ClassVar[bool] = True
 
+    def settled(self, recipe: Recipe, resolved: ResolvedModel) -> Recipe:
+        """Nothing: a picture is brought to a size that the recipe or the model tells."""
+        return recipe
+
     def reader(self, resolved: ResolvedModel, recipe: Recipe) -> PipelineFiles:
         """The pipeline's files; settings that its family does not know are refused here, before any work."""
         files = PipelineFiles.of(resolved)

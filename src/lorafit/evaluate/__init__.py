@@ -2,10 +2,9 @@
 
 from lorafit.evaluate.adapter import OtherAdapter, find_other
 from lorafit.evaluate.also import Elsewhere, also_to_dict, evaluate_also, write_also
-from lorafit.evaluate.classes import ClassEvaluation
 from lorafit.evaluate.compare import Comparison, compare, loss_scores
 from lorafit.evaluate.generate import GREEDY, Sampling, generate, stream
-from lorafit.evaluate.labelled import evaluate_labelled
+from lorafit.evaluate.labelled import ClassEvaluation, evaluate_labelled
 from lorafit.evaluate.loss import RowLosses, row_losses
 from lorafit.evaluate.pictures import PictureEvaluation, evaluate_pictures
 from lorafit.evaluate.prompts import Questions, as_prompt

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from datasets import Dataset
 from transformers import PreTrainedModel
 
 from lorafit.data import Prepared, PreparedSeq2Seq
@@ -18,6 +19,7 @@ from lorafit.evaluate.results import Results
 from lorafit.files import write_atomically
 from lorafit.metrics import Measured, better, measured_to_dict, spelled, written
 from lorafit.train.fast import PLAIN, FastPath
+from lorafit.train.rows import seen_in_training
 
 if TYPE_CHECKING:
     from lorafit.recipe import EvaluateSettings
@@ -34,12 +36,14 @@ class Elsewhere:
         name: of its file, as a person calls it.
         file: its path, or a data set id.
         rows: how many.
+        trained: how many of them the run was trained on; None where that is not known.
         results: `loss`, `perplexity` and `token_accuracy` of a language model; of a classifier what it has anyway.
     """
 
     name: str
     file: str
     rows: int
+    trained: int | None
     results: Results
 
     @property
@@ -77,6 +81,7 @@ class Elsewhere:
         return {
             "file": self.file,
             "rows": self.rows,
+            "trained_rows": self.trained,
             "rows_sha256": next(iter(self.results.rows_sha256.values())),
             "metrics": measured_to_dict(self.results.metrics),
         }
@@ -87,6 +92,7 @@ def evaluate_also(
     others: Sequence[OtherRows],
     *,
     settings: EvaluateSettings,
+    train: Dataset | None = None,
     fast: FastPath = PLAIN,
     token_budget: int = TOKENS_A_BATCH,
     seed: int = 42,
@@ -98,6 +104,7 @@ def evaluate_also(
         model: with the adapter active; it is the same afterwards.
         others: the rows of each domain.
         settings: resamples behind each interval.
+        train: the rows that the run was trained on, to find those among the others; None where they are not known.
         fast: the parts that are exact for this model, as training chose them.
         token_budget: tokens computed at a time; a longer row goes alone.
         seed: of the resampling.
@@ -107,11 +114,15 @@ def evaluate_also(
     for other in others:
         prepared, rows = other.prepared, other.prepared.held_out_rows
         if isinstance(prepared, Prepared | PreparedSeq2Seq):
-            scores = compare(model, prepared.held_out, fast=fast, token_budget=token_budget, on_rows=on_rows).scores
-            results = Results.of(scores, rows, settings, seed)
+            places = [row.where for row in rows]
+            compared = compare(
+                model, prepared.held_out, fast=fast, token_budget=token_budget, places=places, on_rows=on_rows
+            )
+            results = Results.of(compared.scores, rows, settings, seed)
         else:
             results = evaluate_labelled(model, prepared, settings=settings, seed=seed, on_rows=on_rows).results
-        found.append(Elsewhere(other.name, other.file, len(rows), results))
+        trained = None if train is None else seen_in_training(train, prepared.held_out)
+        found.append(Elsewhere(other.name, other.file, len(rows), trained, results))
     return found
 
 

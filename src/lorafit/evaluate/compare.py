@@ -1,6 +1,6 @@
 """The base model against the tuned one on the same held-out rows."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from transformers import PreTrainedModel
@@ -32,6 +32,7 @@ def compare(
     *,
     fast: FastPath = PLAIN,
     token_budget: int = TOKENS_A_BATCH,
+    places: Sequence[str] = (),
     on_rows: Callable[[int], None] = lambda done: None,
 ) -> Comparison:
     """Score `held_out` with the adapter disabled and with it.
@@ -41,14 +42,19 @@ def compare(
         held_out: rows with `input_ids` and `labels` (not shifted, -100 carries no loss).
         fast: the parts that are exact for this model, as training chose them.
         token_budget: tokens computed at a time; a longer row goes alone.
+        places: of the rows, for errors.
         on_rows: told how many rows each batch has finished; each row is scored twice.
 
     Returns:
         `loss` in nats a trained token, `perplexity` and `token_accuracy` in [0, 1].
     """
+
+    def losses() -> RowLosses:
+        return row_losses(model, held_out, fast=fast, token_budget=token_budget, places=places, on_rows=on_rows)
+
     with disabled(model):
-        base = row_losses(model, held_out, fast=fast, token_budget=token_budget, on_rows=on_rows)
-    tuned = row_losses(model, held_out, fast=fast, token_budget=token_budget, on_rows=on_rows)
+        base = losses()
+    tuned = losses()
     return Comparison(len(held_out), int(tuned.tokens.sum()), loss_scores(base, tuned))
 
 

@@ -64,20 +64,7 @@ def generate(
     """
     stops = sorted(stop_token_ids)
     pad = stops[0] if stops else 0  # masked beside the prompts, cut off behind the answers
-    encodes = model.config.is_encoder_decoder
-    context = context_length(model) if encodes else None  # of the answer alone
-    config = GenerationConfig(
-        max_new_tokens=max_new_tokens if context is None else min(max_new_tokens, context),
-        min_length=0 if encodes else None,
-        do_sample=sampling.temperature > 0,
-        num_beams=sampling.num_beams,
-        temperature=sampling.temperature or 1.0,
-        top_p=sampling.top_p,
-        top_k=50 if sampling.temperature == 0 else 0,  # transformers' neutral value of each kind: no top-k
-        eos_token_id=stops or None,
-        pad_token_id=pad,
-        use_cache=True,
-    )
+    encodes, config = model.config.is_encoder_decoder, _generation_config(model, sampling, max_new_tokens, stops, pad)
     answers: list[list[int]] = [[] for _ in prompts]
     by_length = sorted(range(len(prompts)), key=lambda index: len(prompts[index]), reverse=True)
     with evaluating(model), _seeded(sampling), contiguous_head(model):
@@ -96,6 +83,26 @@ def generate(
                 answers[index] = ids[:end]
             on_rows(len(batch))
     return answers
+
+
+def _generation_config(
+    model: PreTrainedModel, sampling: Sampling, max_new_tokens: int, stops: list[int], pad: int
+) -> GenerationConfig:
+    """The arguments of `generate` as transformers has them."""
+    encodes = model.config.is_encoder_decoder
+    context = context_length(model) if encodes else None  # of the answer alone
+    return GenerationConfig(
+        max_new_tokens=max_new_tokens if context is None else min(max_new_tokens, context),
+        min_length=0 if encodes else None,
+        do_sample=sampling.temperature > 0,
+        num_beams=sampling.num_beams,
+        temperature=sampling.temperature or 1.0,
+        top_p=sampling.top_p,
+        top_k=50 if sampling.temperature == 0 else 0,  # transformers' neutral value of each kind: no top-k
+        eos_token_id=stops or None,
+        pad_token_id=pad,
+        use_cache=True,
+    )
 
 
 def stream(

@@ -7,7 +7,7 @@ from typing import Any, Protocol
 import numpy as np
 from transformers import PreTrainedModel
 
-from lorafit.errors import ModelError
+from lorafit.errors import ModelError, some
 from lorafit.evaluate.scores import LabelScores, Seq2SeqScores, scores_of
 from lorafit.train.batches import IGNORED, Document, pack, pad, shared_prefix
 from lorafit.train.fast import PLAIN, FastPath
@@ -50,6 +50,7 @@ def row_losses(
     *,
     fast: FastPath = PLAIN,
     token_budget: int = TOKENS_A_BATCH,
+    places: Sequence[str] = (),
     on_rows: Callable[[int], None] = lambda done: None,
 ) -> RowLosses:
     """Score every row, in batches of similar length, with logits only where a label needs them.
@@ -59,6 +60,7 @@ def row_losses(
         rows: `input_ids` and `labels` of each row; labels are not shifted, -100 carries no loss.
         fast: the parts that are exact for this model, as training chose them.
         token_budget: tokens computed at a time, padding included; a longer row goes alone.
+        places: of the rows, for errors.
         on_rows: told how many rows each batch has finished.
 
     Returns:
@@ -82,13 +84,25 @@ def row_losses(
             np.add.at(loss, owners, losses.cpu().double().numpy())
             np.add.at(correct, owners, right.cpu().numpy())
             on_rows(len(group))
-    if not np.isfinite(loss).all():
-        broken = np.flatnonzero(~np.isfinite(loss)).tolist()
-        raise ModelError(
-            f"the model's loss is not finite on {len(broken)} of {len(rows)} rows (the first is row {broken[0]}): "
-            f"its weights are {model.dtype}; load it in bfloat16 or float32"
-        )
+    check_finite(loss, model, places)
     return RowLosses(loss, tokens.astype(np.float64), correct)
+
+
+def check_finite(found: np.ndarray, model: PreTrainedModel, places: Sequence[str] = ()) -> None:
+    """Raise ModelError, with their places, where rows have figures that are no finite numbers.
+
+    Args:
+        found: losses or logits of each row, (rows, ...).
+        model: that made them.
+        places: of the rows; without them they are counted from 1.
+    """
+    broken: list[int] = np.flatnonzero(~np.isfinite(found).reshape(len(found), -1).all(axis=1)).tolist()
+    if broken:
+        named = [places[row] if places else f"row {row + 1}" for row in broken]
+        raise ModelError(
+            f"what the model says is not finite on {len(broken):,} of {len(found):,} rows: {some(named)}. Mend or "
+            f"remove them if they are odd; else its weights are {model.dtype}: load it in bfloat16 or float32"
+        )
 
 
 def _groups(

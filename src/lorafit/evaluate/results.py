@@ -15,7 +15,7 @@ from lorafit.evaluate.compare import Comparison, compare
 from lorafit.evaluate.generate import Sampling
 from lorafit.evaluate.loss import TOKENS_A_BATCH, TokenRows
 from lorafit.evaluate.prompts import Asks, Questions
-from lorafit.evaluate.samples import Sample, sample_answers, scored
+from lorafit.evaluate.samples import Prompt, Sample, sample_answers, scored
 from lorafit.evaluate.verdict import Verdict, verdict
 from lorafit.files import write_atomically
 from lorafit.metrics import Measured, Scores, better, measured_to_dict
@@ -175,19 +175,14 @@ def evaluate(
         DataError: a metric cannot judge by these references.
     """
     metrics = answer_metrics(settings.metrics)
-    comparison = compare(model, held_out, fast=fast, token_budget=token_budget, on_rows=on_rows)
-    context = context_length(model)
-    apart = model.config.is_encoder_decoder  # which reads the prompt and the answer each by itself
-    longest = context if context is None or apart else context - settings.max_new_tokens
+    places = [row.where for row in rows]
+    comparison = compare(model, held_out, fast=fast, token_budget=token_budget, places=places, on_rows=on_rows)
+    longest = _longest_prompt(model, settings)
     questions = Questions(rows, tokenizer, template, longest, comparison.scores["loss"].of_rows())
-    if metrics:
-        prompts = questions.spread(settings.answers_at_most(len(questions)))
-    else:
-        prompts = questions.spread(settings.samples) | questions.changed_most(settings.samples)
     samples = sample_answers(
         model,
         tokenizer,
-        list(prompts.values()),
+        _asked(questions, settings),
         stop_token_ids=template.stop_token_ids,
         max_new_tokens=settings.max_new_tokens,
         sampling=Sampling(num_beams=settings.num_beams),
@@ -204,3 +199,19 @@ def evaluate(
         measured_on = f"{len(answer_scores[main].base)} held-out prompts"
     judged = verdict(main, results.metrics[main], measured_on, history)
     return Evaluation(results, comparison, samples, main, judged)
+
+
+def _longest_prompt(model: PreTrainedModel, settings: EvaluateSettings) -> int | None:
+    """Tokens of a prompt that leave room for its answer; None for no limit."""
+    context = context_length(model)
+    apart = model.config.is_encoder_decoder  # which reads the prompt and the answer each by itself
+    return context if context is None or apart else context - settings.max_new_tokens
+
+
+def _asked(questions: Questions, settings: EvaluateSettings) -> list[Prompt]:
+    """What both models answer: as many as metrics judge, or samples to look at."""
+    if settings.metrics:
+        prompts = questions.spread(settings.answers_at_most(len(questions)))
+    else:
+        prompts = questions.spread(settings.samples) | questions.changed_most(settings.samples)
+    return list(prompts.values())

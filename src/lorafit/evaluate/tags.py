@@ -1,22 +1,19 @@
-"""What a tagger gained: entities, words and loss of base and tuned model on held-out rows, with intervals."""
+"""What a tagger of words scores: base and tuned model on held-out rows."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from itertools import chain
-from typing import TYPE_CHECKING
 
 import numpy as np
 from torch.nn import functional as F
 from transformers import PreTrainedModel
 
 from lorafit.data import PreparedTags, TagRow
-from lorafit.errors import ModelError
-from lorafit.evaluate.classes import ClassEvaluation, batches_by_length
-from lorafit.evaluate.results import Results
+from lorafit.evaluate.classes import Answered, batches_by_length
+from lorafit.evaluate.loss import check_finite
 from lorafit.evaluate.samples import Sample
-from lorafit.evaluate.verdict import class_verdict
 from lorafit.lora import disabled
 from lorafit.metrics import Scores
 from lorafit.metrics.tags import OUTSIDE, bracketed, entity_scores, kind_scores, mark_entities, word_scores
@@ -24,31 +21,17 @@ from lorafit.train.batches import pad
 from lorafit.train.loss import evaluating
 from lorafit.train.token_classification import TagLoss
 
-if TYPE_CHECKING:
-    from lorafit.recipe import EvaluateSettings
-
 Tags = list[str]
 
 
-def evaluate_tags(
-    model: PreTrainedModel,
-    prepared: PreparedTags,
-    *,
-    settings: EvaluateSettings,
-    seed: int = 42,
-    history: Iterable[Mapping[str, object]] = (),
-    on_rows: Callable[[int], None] = lambda done: None,
-) -> ClassEvaluation:
-    """Compare base and tuned tagger on held-out rows: F1 of entities where tags mark any, share of right words, loss.
+def answer_tags(model: PreTrainedModel, prepared: PreparedTags, on_rows: Callable[[int], None]) -> Answered:
+    """F1 of entities where tags mark any, share of right words, loss, of base and tuned tagger on the held-out rows.
 
     A word that was cut off, or that has no token, counts as said to be no entity, or as wrong.
 
     Args:
         model: with the adapter active; it is the same afterwards.
         prepared: the rows, of which the held-out ones count.
-        settings: resamples behind each interval.
-        seed: of the resampling.
-        history: the lines of `metrics.jsonl`; without them overfitting is not judged.
         on_rows: told how many rows each batch has finished; each row is scored twice.
     """
     rows = prepared.held_out_rows
@@ -61,28 +44,18 @@ def evaluate_tags(
     scores["word_accuracy"] = word_scores(truth, base, tuned)
     scores["macro_f1"] = kind_scores(truth, base, tuned, as_entities=marked)
     scores["loss"] = Scores.of_sums(base_loss, tuned_loss, np.array(list(map(len, prepared.held_out_words))))
-    results = Results.of(scores, rows, settings, seed)
-    main = next(iter(scores))
     commonest = Counter(chain(*truth)).most_common(1)[0][0]
     always = [[commonest] * len(tags) for tags in truth]
     beside = (entity_scores if marked else word_scores)(truth, always, tuned)
-    measured = beside.measured(samples=settings.bootstrap_samples, seed=seed)
-    trivial = f"always answering {commonest!r}"
 
     def shown(row: TagRow, tags: Sequence[str]) -> str:
         return bracketed(row.words, tags, as_entities=marked)
 
-    return ClassEvaluation(
-        results=results,
-        rows=len(rows),
-        trivial=trivial,
-        beside=measured,
-        samples=[
-            Sample(" ".join(row.words), shown(row, row.tags), shown(row, before), shown(row, after))
-            for row, before, after in zip(rows, base, tuned, strict=True)
-        ],
-        verdict=class_verdict(main, results.metrics[main], measured, trivial, len(rows), history),
-    )
+    samples = [
+        Sample(" ".join(row.words), shown(row, row.tags), shown(row, before), shown(row, after))
+        for row, before, after in zip(rows, base, tuned, strict=True)
+    ]
+    return Answered(rows, scores, f"always answering {commonest!r}", beside, samples)
 
 
 def tag_rows(
@@ -116,6 +89,5 @@ def tag_rows(
                 said[row][word] = names[tag]
                 losses[row] += value
             on_rows(len(batch))
-    if not np.isfinite(losses).all():
-        raise ModelError(f"the tagger's loss is not finite: its weights are {model.dtype}; load it in float32")
+    check_finite(losses, model, [row.where for row in prepared.held_out_rows])
     return said, losses

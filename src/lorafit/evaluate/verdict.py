@@ -68,7 +68,7 @@ def class_verdict(
     """Judge a classifier, whose base model has an untrained head: it must beat an answer without a model, too.
 
     Args:
-        name: the metric to judge by; more is better.
+        name: the metric to judge by.
         found: its figure of base and tuned model.
         beside: of that answer (as `base`) and of the tuned model.
         trivial: the answer, in words.
@@ -83,12 +83,14 @@ def class_verdict(
     )
     if overfit := _overfit(list(history)):
         return Verdict("overfitted", f"Overfitted: {overfit} The adapter that was kept: {change}.")
-    if high < 0:
+    gained, lost = (found.beyond_chance and better(name, sign * found.difference) for sign in (1, -1))
+    perfect = beside.base == 0 and better(name, -1)  # an error of zero, which no model beats
+    if lost:
         advice = "More steps, or another learning rate, may help."
         return Verdict("worse", f"Worse than an untrained head: {change}. {advice}")
-    if low > 0 and beside.interval[0] > 0:
+    if gained and (perfect or (beside.beyond_chance and better(name, beside.difference))):
         return Verdict("improved", f"Improved: {change}.")
-    reason = "the interval contains zero" if low <= 0 else "that is no better beyond chance"
+    reason = "the interval contains zero" if not gained else "that is no better beyond chance"
     return Verdict(
         "no difference",
         f"No difference that counts: {change}; {reason}. More steps, a higher learning rate or more rows may help.",

@@ -60,7 +60,7 @@ def _adapted(run: Run) -> set[str]:
 
     from lorafit.lora.peft_format import WEIGHTS_FILE
 
-    with safe_open(run.adapter / WEIGHTS_FILE, framework="pt") as tensors:
+    with safe_open(run.adapter / WEIGHTS_FILE, framework="pt", backend="pread") as tensors:
         return {key.split(".lora_")[0].rpartition(".")[2] for key in tensors.keys() if ".lora_" in key}  # noqa: SIM118  # no dict
 
 

@@ -10,7 +10,7 @@ from lorafit.errors import ConfigError
 from lorafit.export import Options, Written
 from lorafit.export._parity import transformers as judge
 from lorafit.export._parity.compare import compare, differences
-from lorafit.export._parity.questions import Reference, ask, log_probabilities
+from lorafit.export._parity.questions import Reference, ask, log_probabilities, what_is_said
 from lorafit.export._parity.tuned import Tuned, computing_dtype, load_tuned, load_whole, name_of
 from lorafit.export._weights import stream, whole
 from lorafit.export._weights.safetensors_file import weight_dtype, weight_files
@@ -63,7 +63,8 @@ def write(run: Run, directory: Path, options: Options) -> Written:
     judge.check_tokenizer(directory, reference.questions, tuned.template)
     model = judge.load(directory, run, tuned.dtype)
     found = log_probabilities(model, reference.questions)
-    parity = compare(judge.runtime(), found, reference.tuned, reference.base, [stored, tuned.number_format])
+    formats = [stored, tuned.number_format]
+    parity = compare(judge.runtime(), found, reference.tuned, reference.base, formats, what_is_said(run))
     apart = None
     if as_trained is not None:
         between = differences(log_probabilities(model, as_trained.questions), as_trained.tuned)

@@ -32,7 +32,7 @@ def write(run: Run, directory: Path, options: Options) -> Written:
     from lorafit.export import _vllm
     from lorafit.export._parity import transformers as judge
     from lorafit.export._parity.compare import compare
-    from lorafit.export._parity.questions import log_probabilities
+    from lorafit.export._parity.questions import log_probabilities, what_is_said
     from lorafit.export._parity.tuned import load_tuned
     from lorafit.export._weights.whole import base_config, was_quantized
     from lorafit.lora.peft_format import CONFIG_FILE, WEIGHTS_FILE
@@ -61,5 +61,6 @@ def write(run: Run, directory: Path, options: Options) -> Written:
     formats = [tuned.number_format]
     if "quantization_config" in base_config(run):  # bitsandbytes rounds what it multiplies with, lorafit does not
         formats.append("q8_0")
-    parity = compare(judge.runtime("peft"), found, tuned.reference.tuned, tuned.reference.base, formats)
+    said, base_said = tuned.reference.tuned, tuned.reference.base
+    parity = compare(judge.runtime("peft"), found, said, base_said, formats, what_is_said(run))
     return Written("float32", parity, quantized, notes=notes)

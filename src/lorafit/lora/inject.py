@@ -80,7 +80,7 @@ def attach(
     if config.init_lora_weights == "loftq":
         try:
             loftq_init(model, adapter_name, read_original)  # type: ignore[arg-type]  # checked above
-        except BaseException:
+        except BaseException:  # an interrupt, too, leaves no adapter that was not started
             delete_adapter(model, adapter_name)
             raise
     set_adapter(model, adapter_name)

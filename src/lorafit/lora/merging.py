@@ -40,7 +40,7 @@ def merge_again(model: nn.Module) -> None:
             if layer.lora_active:
                 layer.merge(layer.lora_active)
                 done.append(layer)
-    except BaseException:
+    except BaseException:  # an interrupt, too, leaves no half of a model merged
         for layer in done:
             layer.unmerge()
         raise

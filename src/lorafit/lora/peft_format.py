@@ -219,7 +219,7 @@ def read_config(folder: Path) -> LoraConfig:
         )
     try:
         return LoraConfig(**{name: value for name, value in values.items() if name in known_fields})
-    except (ConfigError, TypeError, AttributeError) as error:
+    except (ConfigError, TypeError, AttributeError) as error:  # values of any type reach its checks
         raise AdapterFileError(f"{path}: {error}") from error
 
 

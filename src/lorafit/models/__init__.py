@@ -10,6 +10,7 @@ from lorafit.models.load import (
     HeadKind,
     architecture,
     context_length,
+    context_of,
     load_classifier,
     load_model,
 )
@@ -25,6 +26,7 @@ __all__ = [
     "ResolvedModel",
     "architecture",
     "context_length",
+    "context_of",
     "dtype_on",
     "gguf_of",
     "is_quantized_already",

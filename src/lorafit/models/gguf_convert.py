@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from lorafit.errors import MissingExtraError, ModelError
 from lorafit.models.cache import build_once, cache_directory
 from lorafit.models.gguf_header import GgufHeader, read_header
-from lorafit.models.quiet import quiet_transformers
+from lorafit.quiet import quiet_transformers
 from lorafit.untrusted import short
 
 if TYPE_CHECKING:

@@ -15,9 +15,9 @@ from lorafit.models.quantize import (
     quantization_config,
     read_by_lorafit,
 )
-from lorafit.models.quiet import without_load_report
 from lorafit.models.resolve import ResolvedModel
 from lorafit.models.source import explained, source_of
+from lorafit.quiet import without_load_report
 
 if TYPE_CHECKING:
     import torch
@@ -30,6 +30,12 @@ TOKEN_CLASSIFICATION: HeadKind = "token_classification"
 
 # transformers' names of what stands on the body of a classifier: trained whole, so never quantized
 CLASSIFIER_HEADS = ["classifier", "pre_classifier", "score", "pooler", "head"]
+
+# Models whose first position is the one behind the number of the padding token, as RoBERTa's: so many are not used.
+BEHIND_PADDING = {
+    "roberta", "xlm-roberta", "xlm-roberta-xl", "roberta-prelayernorm", "camembert", "mpnet", "longformer",
+    "data2vec-text", "ibert", "luke", "xmod", "esm", "lilt",
+}  # fmt: skip
 
 
 def load_model(
@@ -146,9 +152,27 @@ def architecture(
     return config, known[type(config)]
 
 
+def context_of(resolved: ResolvedModel, *, trust_remote_code: bool = False) -> int | None:
+    """What `context_length` gives of the model, from its config alone.
+
+    Raises:
+        ModelError: The config is not there or not readable.
+    """
+    with explained(resolved, "model"):
+        return _context(_config(resolved, trust_remote_code))
+
+
 def context_length(model: "PreTrainedModel") -> int | None:
     """The most tokens the model reads, prompt and answer together; None where its config sets no limit."""
-    return getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    return _context(model.config)
+
+
+def _context(config: "PreTrainedConfig") -> int | None:
+    text = config.get_text_config()
+    positions = getattr(text, "max_position_embeddings", None)
+    if positions is not None and text.model_type in BEHIND_PADDING:
+        return positions - (text.pad_token_id or 0) - 1
+    return positions
 
 
 class _Reading:

@@ -55,7 +55,7 @@ def shifted_start(model: "PreTrainedModel") -> int | None:
             for target in targets:
                 ids = torch.tensor([target], device=model.device)
                 model(input_ids=ids, labels=ids)
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError) as error:  # how transformers' models refuse labels, or know no such argument
         raise ModelError(f"a {type(model).__name__} cannot start a target: {error}") from error
     finally:
         hook.remove()

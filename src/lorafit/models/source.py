@@ -9,8 +9,8 @@ from urllib.parse import urlsplit
 from urllib.request import getproxies
 
 from lorafit.errors import LorafitError, MissingExtraError, ModelError
-from lorafit.models.quiet import quiet_transformers
 from lorafit.models.resolve import ResolvedModel
+from lorafit.quiet import quiet_transformers
 
 MOST_WORDS = 2000  # characters of another library's message
 

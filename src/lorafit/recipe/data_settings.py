@@ -8,6 +8,11 @@ from pydantic import BeforeValidator, Field, field_validator
 
 from lorafit.recipe.kinds import Places, Settings, one_or_list
 
+LONGEST = 2048
+"""Tokens of a row where `max_length` is auto and the model reads more: longer ones are rare, and cost memory."""
+SHORTEST = 16
+"""Tokens that the longest row must be allowed."""
+
 
 class DataSettings(Settings):
     """The rows to learn from, and the rows held out to measure the gain."""
@@ -74,11 +79,10 @@ class DataSettings(Settings):
     target_lang: str | None = Field(
         default=None, description="seq2seq: the targets' language, as a multilingual tokenizer calls it."
     )
-    max_length: int = Field(
-        default=2048,
-        ge=16,
-        description="Longest row, in tokens; a longer one loses the start of its prompt, and is counted. seq2seq: "
-        "longest source; a longer one loses its end.",
+    max_length: Annotated[int, Field(ge=SHORTEST)] | Literal["auto"] = Field(
+        default="auto",
+        description="Longest row, in tokens; a longer one loses the start of its prompt (a text, words, or a source of "
+        f"seq2seq their end), and is counted. auto is what the model reads, at most {LONGEST:,}.",
     )
     max_target_length: Annotated[int, Field(ge=4)] | None = Field(
         default=None,
@@ -98,6 +102,11 @@ class DataSettings(Settings):
         description="Keep tokenized rows in lorafit's cache folder (LORAFIT_CACHE moves it): they then start at "
         "once the next time. At most 4 GiB, readable by you alone; false leaves no copy of your rows there.",
     )
+
+    @property
+    def longest_row(self) -> int:
+        """`max_length`; an auto that no model has settled is the longest one."""
+        return LONGEST if self.max_length == "auto" else self.max_length
 
     @field_validator("chat_template")
     @classmethod

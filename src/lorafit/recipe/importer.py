@@ -10,6 +10,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from lorafit.errors import ConfigError
 from lorafit.recipe.aliases import ALIASES, KEEP_DEFAULT, NO_COUNTERPART, SAME_HERE, Alias
 from lorafit.recipe.explain import SECTIONS, Given, default, explain, only_path, same, show
 from lorafit.recipe.imported import Imported, Key
@@ -290,16 +291,20 @@ def _number(value: Any) -> Any:
 
 
 def _dataset_info(folder: Path, beside: Path) -> dict[str, str]:
-    """Files, or hub ids, of LLaMA-Factory's data sets, from its dataset_info.json where there is one."""
+    """Files, or hub ids, of LLaMA-Factory's data sets, from its dataset_info.json where there is one.
+
+    Raises:
+        ConfigError: It cannot be read.
+    """
     for place in (folder, beside / folder):
         info = place / "dataset_info.json"
         if info.is_file():
             try:
                 entries = json.loads(info.read_text(encoding="utf-8"))
-            except (OSError, ValueError, RecursionError):
-                return {}
+            except (OSError, ValueError, RecursionError) as error:
+                raise ConfigError(f"{info}, which names the data sets, cannot be read: {error}") from None
             if not isinstance(entries, dict):
-                return {}
+                raise ConfigError(f"{info} names no data sets: it holds a {type(entries).__name__}")
             found = {}
             for name, entry in entries.items():
                 file, hub = (

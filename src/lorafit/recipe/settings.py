@@ -6,12 +6,13 @@ so that they cannot drift apart.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, PrivateAttr, model_validator
 
 from lorafit.recipe import yaml_text
-from lorafit.recipe.data_settings import DataSettings
+from lorafit.recipe.data_settings import LONGEST, SHORTEST, DataSettings
 from lorafit.recipe.diffusion_settings import DiffusionSettings
 from lorafit.recipe.evaluate_settings import EvaluateSettings
 from lorafit.recipe.kinds import Place, Settings, one_word
@@ -150,6 +151,17 @@ class Recipe(Settings):
         return isinstance(other, Recipe) and self.model_dump() == other.model_dump()
 
     __hash__ = None  # type: ignore[assignment]  # holds lists
+
+    def with_context(self, read: Callable[[], int | None]) -> Recipe:
+        """The recipe with `data.max_length` settled by the model, where it is auto.
+
+        Args:
+            read: finds how many tokens the model reads, None for no limit; called only where it matters.
+        """
+        if self.data.max_length != "auto":
+            return self
+        longest = max(SHORTEST, min(LONGEST, read() or LONGEST))
+        return self.model_copy(update={"data": self.data.model_copy(update={"max_length": longest})})
 
     def to_yaml(self) -> str:
         """The recipe as YAML, which `load_recipe` reads back to an equal one."""

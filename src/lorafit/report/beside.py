@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from lorafit.metrics import Measured, Scores, spelled, written
+from lorafit.metrics import Measured, Scores, better, spelled, written
 from lorafit.run import Run
 
 
@@ -28,6 +28,13 @@ class Beside:
         recipe = run.recipe
         measured = scores.measured(samples=recipe.evaluate.bootstrap_samples, seed=recipe.train.seed)
         return cls(name, answer, metric, measured)
+
+    @property
+    def is_beaten(self) -> bool:
+        """Whether the tuned model is better beyond chance, or as good as can be: nothing beats an error of zero."""
+        found = self.measured
+        perfect = found.base == 0 and better(self.metric, -1)
+        return perfect or (found.beyond_chance and better(self.metric, found.difference))
 
     @property
     def sentence(self) -> str:

@@ -1,5 +1,6 @@
 """Runs beside each other: what differs in their settings, what they gained, what they cost, and which is better."""
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -101,6 +102,13 @@ def _metric(runs: Sequence[RunFigures], by: str | None) -> tuple[str | None, str
             lists = "\n  ".join(f"{run.name}: {', '.join(run.metrics) or 'not measured yet'}" for run in runs)
             raise RunError(f"--by {by}: at least two runs must have this metric. They have\n  {lists}")
         return by, "as asked with --by"
+    tasks = Counter(run.task for run in runs if run.metrics)
+    if len(tasks) > 1:  # figures of one name mean another thing in each
+        task, count = tasks.most_common(1)[0]
+        if count == 1:
+            return None, "they learned different tasks"
+        chosen, why = _metric([run for run in runs if run.task == task], None)
+        return chosen, f"{why}, {task}, which {count} of the runs learned"
     mains = list(dict.fromkeys(run.main for run in runs if run.main is not None))
     if len(mains) == 1 and sum(mains[0] in run.metrics for run in runs) > 1:
         return mains[0], "the main metric of their task"

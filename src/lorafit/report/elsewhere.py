@@ -32,7 +32,7 @@ def elsewhere_section(run: Run, results: Sequence[Result]) -> Section | None:
         return None
     here = {result.name: result.measured for result in results}
     metrics = list(next(iter(also.values())))
-    rows = {name: f"{domain['rows']:,} rows" for name, domain in run.also.items()}
+    rows = {name: _rows(domain) for name, domain in run.also.items()}
     blocks: list[Block] = [Text(_sentence(name, found, rows[name])) for name, found in also.items()]
     blocks.append(_figure(metrics[0], {HERE: here, **also}))
     blocks.append(_table(metrics, {HERE: here, **also}))
@@ -61,6 +61,11 @@ def suite_section(suite: Mapping[str, Any]) -> Section | None:
     caption = f"Both models in EleutherAI's lm-eval {versions}, without a chat template"
     table = Table(caption, ["task and metric", "base", "tuned", "difference\n95 % interval"], rows)
     return Section("suite", "Benchmarks", "Public benchmarks", [table])
+
+
+def _rows(domain: Mapping[str, Any]) -> str:
+    trained = domain.get("trained_rows")  # older evaluations do not know it
+    return f"{domain['rows']:,} rows" + (f", {trained:,} of which it was trained on" if trained else "")
 
 
 def _sentence(name: str, found: Mapping[str, Measured], rows: str) -> str:

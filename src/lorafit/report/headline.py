@@ -9,6 +9,7 @@ from lorafit.report.blocks import Block, Code, Facts, Text
 from lorafit.report.history import History
 from lorafit.report.results import Result
 from lorafit.run import Run
+from lorafit.words import duration
 
 HEADLINES = {
     "better": ("Better than the base model", "good"),
@@ -37,7 +38,7 @@ def headline(run: Run, history: History, main: Result | None, beside: Beside | N
         return words, _losses(history), "bad" if state == "failed" else ""
     words, tone = HEADLINES[main.change]
     lead = main.sentence()
-    if beside is not None and main.change == "better" and beside.measured.interval[0] <= 0:
+    if beside is not None and main.change == "better" and not beside.is_beaten:
         words, tone = f"No better than {beside.name}", ""
         lead += f" {beside.sentence}"
     if history.overfitted:
@@ -91,15 +92,6 @@ def when(run: Run) -> str:
     """The day and the time it was started, and its state."""
     started = datetime.fromisoformat(run.record["started"])
     return f"{run.record['state']}, started {started.day} {started:%B %Y, %H:%M} UTC"
-
-
-def duration(seconds: float) -> str:
-    """In the unit that suits it."""
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    if seconds < 90 * 60:
-        return f"{seconds / 60:.0f} min"
-    return f"{seconds / 3600:.1f} h"
 
 
 def _planned(plan: Mapping[str, Any]) -> str:

@@ -100,12 +100,16 @@ def _several(run: Run, samples: Sequence[Mapping[str, Any]]) -> tuple[Section, B
 def _amounts(run: Run, samples: Sequence[Mapping[str, Any]]) -> tuple[Section, Beside] | None:
     """What the tuned model says beside what is true, and the rows that are farthest off."""
     scored = run.scored_rows
-    if "r2" not in scored:
+    if "mean_absolute_error" not in scored:
         return None
-    scores = Scores.from_dict(scored["r2"])
+    answer, main = "Always answering the mean", "r2" if "r2" in scored else "mean_absolute_error"
+    scores = Scores.from_dict(scored[main])
     mean = scores.tuned.copy()
-    mean[:, 3] = mean[:, 2]  # squared errors of the mean: squared deviations from it
-    beside = Beside.of(run, "the mean", "Always answering the mean", "r2", Scores(mean, scores.tuned, "r2"))
+    if main == "r2":
+        mean[:, 3] = mean[:, 2]  # squared errors of the mean: squared deviations from it
+    else:
+        mean[:, 0], answer = 0.0, "Always answering the one amount that all rows have (so that R² is undefined)"
+    beside = Beside.of(run, "the mean", answer, main, Scores(mean, scores.tuned, scores.figure))
     truth, base, tuned = (
         np.array([float(sample[side]) for sample in samples]) for side in ("reference", "base", "tuned")
     )

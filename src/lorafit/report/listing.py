@@ -133,7 +133,7 @@ def list_runs(folder: Path) -> Listing:
             name = str(directory.relative_to(folder)) if directory != folder else directory.resolve().name
             try:
                 runs.append(Listed.of(Run.open(directory), name))
-            except (LorafitError, OSError, ValueError, LookupError, TypeError) as error:
+            except (LorafitError, OSError, ValueError, LookupError, TypeError) as error:  # JSON of any shape
                 reason = f"{type(error).__name__}: {error}" if not isinstance(error, LorafitError) else str(error)
                 broken.append((directory, reason))
     runs.sort(key=lambda run: run.started)

@@ -114,6 +114,9 @@ def apart_by(metric: str, first: RunFigures, second: RunFigures) -> str | None:
     lacking = [run.name for run in (first, second) if metric not in run.metrics]
     if lacking:
         return f"{' and '.join(lacking)} {'have' if len(lacking) > 1 else 'has'} no such figure"
+    if first.task != second.task:
+        learned = f"{first.name} learned {first.task} and {second.name} learned {second.task}"
+        return f"{learned}, and figures of one task say nothing of another's"
     older = [run.name for run in (first, second) if metric not in run.scores]
     if older:
         return f"{' and '.join(older)} kept no figures of single rows: lorafit eval writes them"

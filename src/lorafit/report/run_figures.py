@@ -11,6 +11,7 @@ from lorafit.metrics.scores import Measured, Scores, measured_to_dict
 from lorafit.run import Run
 
 OF_EVERY_LANGUAGE_MODEL = ("loss", "perplexity", "token_accuracy")
+KINDS_OF_LABELS = {"multi_label_classification": " of several classes a row", "regression": " of amounts"}
 
 
 @dataclass(frozen=True)
@@ -62,6 +63,7 @@ class RunFigures:
     Attributes:
         name: what tells it from the other runs.
         directory: its path.
+        task: what it learned, in words: its recipe's task and, of a classification, the kind of its labels.
         state: one of `lorafit.run.STATES`.
         metrics: base against tuned, from `eval.json`; empty where it was not measured.
         scores: what each row adds to each metric, from `eval_rows.json`; empty where an older version measured.
@@ -71,6 +73,7 @@ class RunFigures:
 
     name: str
     directory: Path
+    task: str
     state: str
     metrics: Mapping[str, Measured]
     scores: Mapping[str, Scores]
@@ -88,9 +91,11 @@ class RunFigures:
         try:
             scores = {metric: Scores.from_dict(value) for metric, value in run.scored_rows.items()}
             sha = {metric: str(value["rows_sha256"]) for metric, value in run.scored_rows.items()}
-        except (ValueError, LookupError, TypeError, AttributeError) as error:
+        except (ValueError, LookupError, TypeError, AttributeError) as error:  # JSON of any shape
             raise _broken(run, "eval_rows.json", error) from error
-        return cls(name, run.directory, run.record["state"], metrics, scores, sha, Cost.of(run))
+        kind = run.record["data"]["summary"].get("problem_type")  # of a classification alone
+        task = run.recipe.task + KINDS_OF_LABELS.get(kind, "")
+        return cls(name, run.directory, task, run.record["state"], metrics, scores, sha, Cost.of(run))
 
     @property
     def main(self) -> str | None:
@@ -102,6 +107,7 @@ class RunFigures:
         return {
             "name": self.name,
             "run": str(self.directory),
+            "task": self.task,
             "state": self.state,
             "metrics": measured_to_dict(self.metrics),
             "rows_sha256": dict(self.rows_sha256),
@@ -120,7 +126,7 @@ def metrics_of(run: Run) -> dict[str, Measured]:
             name: Measured(value["base"], value["tuned"], value["difference"], tuple(value["interval"]))
             for name, value in run.results.items()
         }
-    except (ValueError, LookupError, TypeError, AttributeError) as error:
+    except (ValueError, LookupError, TypeError, AttributeError) as error:  # JSON of any shape
         raise _broken(run, "eval.json", error) from error
 
 

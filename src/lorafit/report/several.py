@@ -1,8 +1,7 @@
 """One page about several runs: which is better, their losses over each other, metrics, costs, settings."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from matplotlib.figure import Figure as Canvas
 
@@ -13,13 +12,13 @@ from lorafit.report.blocks import Block, Figure, Page, Section, Table, Text
 from lorafit.report.comparison import Comparison, compare_runs
 from lorafit.report.curves import LISTED, steps_below
 from lorafit.report.drawing import ACCENT, INK, NEUTRAL, SIZES, STYLES, WARN, draw, legend_above
-from lorafit.report.headline import duration
 from lorafit.report.history import POINTS, Curve, History
 from lorafit.report.page import render
 from lorafit.report.results import Result, interval
 from lorafit.report.setup import shown
 from lorafit.report.which import difference_written
 from lorafit.run import Run
+from lorafit.words import duration, or_dash
 
 COLOURS = (ACCENT, INK, WARN, NEUTRAL)
 HEADLINES = {
@@ -136,12 +135,12 @@ def _cost(found: Comparison) -> Table:
         rows.append(
             [
                 f"{run.name}\n{run.state}",
-                _or_dash(cost.seconds, duration),
-                _or_dash(cost.tokens, "{:,}".format),
-                _or_dash(cost.tokens_per_second, "{:,.0f}".format),
-                _or_dash(cost.peak_memory_bytes, lambda size: f"{size / 1e9:.2f} GB"),
-                _or_dash(cost.trainable, "{:,}".format),
-                _or_dash(cost.adapter_bytes, lambda size: f"{size / 1e6:,.1f} MB"),
+                or_dash(cost.seconds, duration),
+                or_dash(cost.tokens, "{:,}".format),
+                or_dash(cost.tokens_per_second, "{:,.0f}".format),
+                or_dash(cost.peak_memory_bytes, lambda size: f"{size / 1e9:.2f} GB"),
+                or_dash(cost.trainable, "{:,}".format),
+                or_dash(cost.adapter_bytes, lambda size: f"{size / 1e6:,.1f} MB"),
             ]
         )
     return Table(
@@ -156,7 +155,3 @@ def _settings(found: Comparison) -> Block:
     return Table(
         "Settings, rows and versions that differ between the runs", ["setting", *found.names], rows, texts=True
     )
-
-
-def _or_dash(value: Any, write: Callable[[Any], str]) -> str:
-    return "-" if value is None else write(value)

@@ -45,7 +45,15 @@ def which(runs: Sequence[RunFigures], by: str | None, pairs: Sequence[Pair]) -> 
         pairs: every pair of them.
     """
     if by is None:
-        return Which("not compared", "Not compared: the runs have no metric in common.")
+        learned = {run.task: run.name for run in reversed(runs)}
+        if len(learned) == 1:
+            return Which("not compared", "Not compared: the runs have no metric in common.")
+        words = _names([f"{name} learned {task}" for task, name in reversed(learned.items())])
+        return Which(
+            "not compared",
+            f"Not compared: {words}, and figures of one task say nothing of another's. What can be compared stands "
+            "above: what each gained over its own base model, settings, and cost.",
+        )
     comparable = {(pair.first, pair.second): pair for pair in pairs if by in pair.metrics}
     if not comparable:
         return Which("not compared", _side_by_side(runs, by, pairs))

@@ -112,7 +112,7 @@ class RunDirectory:
     def _is_finished(self) -> bool:
         try:
             return self.record.get("state") == "finished"
-        except (ValueError, AttributeError):  # no record of ours
+        except ValueError:  # no record of ours
             return False
 
     @classmethod
@@ -131,7 +131,7 @@ class RunDirectory:
             try:
                 state = run.record.get("state")
                 problems = [] if state in STATES else [f"run.json has the state {state!r}, none of {', '.join(STATES)}"]
-            except (ValueError, AttributeError) as error:
+            except ValueError as error:
                 problems = [f"run.json is not a JSON object ({error})"]
         if problems:
             raise RunError(f"{run.directory} is not a lorafit run: {'; '.join(problems)}")
@@ -159,8 +159,15 @@ class RunDirectory:
 
     @property
     def record(self) -> dict[str, Any]:
-        """What `run.json` holds."""
-        return json.loads((self.directory / "run.json").read_text(encoding="utf-8"))
+        """What `run.json` holds.
+
+        Raises:
+            ValueError: It is no JSON object.
+        """
+        value = json.loads((self.directory / "run.json").read_text(encoding="utf-8"))
+        if not isinstance(value, dict):
+            raise ValueError(f"it holds a {type(value).__name__}")
+        return value
 
     def update(self, **changes: Any) -> None:
         """Set keys of `run.json`."""

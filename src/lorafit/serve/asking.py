@@ -69,7 +69,7 @@ class Asking:
             ApiError: A job failed.
         """
         while self._told < self.count:
-            event = await self._events.get()
+            event = await self._next()
             if isinstance(event, Failure):
                 self.cancel()
                 headers = {"Retry-After": "10"} if event.kind == "stopping" else None
@@ -84,6 +84,16 @@ class Asking:
             yield event
         self.facts["completion_tokens"] = self._counted
         self.metrics.completion_tokens.labels(self.model).inc(self._counted)
+
+    async def _next(self) -> Event:
+        """The next event; time that is over ends a request also while the engine is busy with one long step."""
+        if not self._events.empty():
+            return self._events.get_nowait()
+        job = self.jobs[0]  # all have the same deadline
+        try:
+            return await asyncio.wait_for(self._events.get(), job.deadline - time.monotonic())
+        except asyncio.TimeoutError:
+            return job.too_late
 
     def cancel(self) -> None:
         """Nobody waits any more."""

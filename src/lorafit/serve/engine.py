@@ -16,7 +16,7 @@ from lorafit.evaluate.generate import contiguous_head
 from lorafit.lora import AdapterRows
 from lorafit.serve.batch import Batch, Forward, Prefill, regrouped
 from lorafit.serve.cache import check_attention_only
-from lorafit.serve.job import Job
+from lorafit.serve.job import Failure, Job
 from lorafit.train.loss import evaluating
 
 Result = TypeVar("Result")
@@ -160,7 +160,7 @@ class Engine:
             waiting, self._waiting = list(self._waiting), deque()
             self._lock.notify()
         for job in waiting:
-            job.fail("stopping", "the server is being stopped; ask again later")
+            job.fail(Failure("stopping", "the server is being stopped; ask again later"))
 
     def stop(self, seconds: float = 10.0) -> None:
         """End the thread; whatever still runs is told."""
@@ -242,7 +242,7 @@ class Engine:
         with self._lock:
             late = [job for job in (*self._jobs(), *self._waiting) if job.deadline <= now]
         for job in late:
-            job.fail("timeout", f"no answer was finished within {job.deadline - job.arrived:.0f} s")
+            job.fail(job.too_late)
         with self._lock:
             self._waiting = deque(job for job in self._waiting if job.is_wanted)
 
@@ -275,4 +275,4 @@ class Engine:
         with self._lock:
             waiting, self._waiting = (list(self._waiting), deque()) if self._ended else ([], self._waiting)
         for job in (*jobs, *waiting):
-            job.fail(kind, message)
+            job.fail(Failure(kind, message))

@@ -51,7 +51,7 @@ class Failure:
     """A job that ends without its answer.
 
     Attributes:
-        kind: "timeout", "stopping", "too_large" or "internal".
+        kind: "timeout", "stopping" or "internal".
         message: For the client.
     """
 
@@ -114,11 +114,16 @@ class Job:
         """Whether someone still waits for it."""
         return not self.cancelled and not self.failed
 
-    def fail(self, kind: str, message: str) -> None:
+    @property
+    def too_late(self) -> Failure:
+        """How it ends when its time is over."""
+        return Failure("timeout", f"no answer was finished within {self.deadline - self.arrived:.0f} s")
+
+    def fail(self, failure: Failure) -> None:
         """Tell, once, that there will be no answer."""
         if self.is_wanted:
             self.failed = True
-            self.emit(Failure(kind, message))
+            self.emit(failure)
 
     def rows(self, tokenizer: PreTrainedTokenizerBase) -> list["Row"]:
         """Its answers, not yet begun."""

@@ -222,7 +222,7 @@ class Models:
         set_adapter(self.model, [])
         try:
             check_rows(self.model, adapter, name)
-        except BaseException:
+        except BaseException:  # an interrupt, too, leaves no adapter that was not proven
             self._delete(adapter)
             raise
         served = Served(name, adapter, template, str(path))

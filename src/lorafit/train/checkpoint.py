@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import Any
 
 from accelerate.optimizer import AcceleratedOptimizer
-from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from transformers import TrainerState
@@ -33,7 +32,7 @@ from lorafit.files import (
     write_checksums,
 )
 from lorafit.lora import list_adapters, restore_adapter, save_adapter
-from lorafit.tensor_files import save_tensors
+from lorafit.tensor_files import load_tensors, save_tensors
 from lorafit.train.average import AVERAGE
 from lorafit.train.random_states import random_states
 
@@ -132,7 +131,7 @@ def read_state(directory: Path) -> dict[str, Any]:
 
 def load_optimizer(directory: Path, model: nn.Module, optimizer: Optimizer) -> None:
     """Give the optimizer the state it had, parameter by parameter name."""
-    tensors, settings = load_file(directory / OPTIMIZER_FILE), read_state(directory)["optimizer"]
+    tensors, settings = load_tensors(directory / OPTIMIZER_FILE), read_state(directory)["optimizer"]
     names = _parameter_names(model, optimizer)
     state: dict[int, dict[str, Any]] = {}
     for key, value in [*tensors.items(), *settings["numbers"].items()]:

@@ -122,6 +122,7 @@ def _train(
     resolved = resolve(reference, revision=recipe.model.revision, pipeline=task.pipeline, on_message=notice)
     if resolved.notice:
         notice(resolved.notice)
+    recipe = task.settled(recipe, resolved)
     tokenizer = task.reader(resolved, recipe)
     prepared = task.prepare(recipe, tokenizer)
     on_summary(prepared.summary)
@@ -174,7 +175,7 @@ class _Fit:
         except KeyboardInterrupt:
             self.record_end("interrupted", "stopped at once")
             raise
-        except Exception as error:
+        except Exception as error:  # whatever it was, the run tells it, and it is raised on
             if resume or self.run.has_saved:
                 self.record_end("failed", "".join(traceback.format_exception_only(error)).strip())
             else:
@@ -274,6 +275,7 @@ class _Fit:
                 self.progress,
             ],
             rates=task.rates(self.recipe),
+            place=lambda row: self.prepared.held_out_rows[row].where,
             best=lambda: self.best_adapter() if keep.holds_another(trainer.state) else None,
             saving=self.saving,
             notice=self.notice,

@@ -69,7 +69,7 @@ def explained(model_class: type) -> Iterator[None]:
         with warnings.catch_warnings():  # copies of a fake tensor look where it lies
             warnings.filterwarnings("ignore", "Accessing the data pointer of FakeTensor", UserWarning)
             yield
-    except Exception as error:
+    except Exception as error:  # of the model's code and of torch's tracing
         reason = f"{type(error).__name__}: {error}".splitlines()[0]
         raise PlanError(f"the memory of a {model_class.__name__} cannot be predicted ({reason})") from error
 

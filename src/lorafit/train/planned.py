@@ -7,7 +7,15 @@ import psutil
 import torch
 
 from lorafit.errors import ConfigError, PlanError
-from lorafit.models import ResolvedModel, architecture, dtype_on, is_quantized_already, pick_device, resolve, stored_as
+from lorafit.models import (
+    ResolvedModel,
+    architecture,
+    dtype_on,
+    is_quantized_already,
+    pick_device,
+    resolve,
+    stored_as,
+)
 from lorafit.recipe import PICTURES, Recipe
 from lorafit.train.devices import Device, this_device
 from lorafit.train.facts import Facts, Rows
@@ -49,8 +57,9 @@ def plan_recipe(recipe: Recipe, device: Device | None = None, *, on_message: Cal
     """
     from lorafit.train.tasks import task_of
 
-    pipeline = task_of(recipe).pipeline
-    resolved = resolve(recipe.model.name, revision=recipe.model.revision, pipeline=pipeline, on_message=on_message)
+    task = task_of(recipe)
+    resolved = resolve(recipe.model.name, revision=recipe.model.revision, pipeline=task.pipeline, on_message=on_message)
+    recipe = task.settled(recipe, resolved)
     device = device_of(recipe) if device is None else in_dtype_of(device, recipe)
     place = place_of(recipe, resolved, device)
     known = recall(place)

@@ -1,11 +1,12 @@
 """A recipe's rows, read the same way for training and for evaluating: the held-out share must come out equal."""
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from datasets import Dataset
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -53,7 +54,7 @@ def prepare_rows(
         validation_files=files or data.validation_files,
         validation_share=data.validation_share,
         seed=recipe.train.seed,
-        max_length=data.max_length,
+        max_length=data.longest_row,
         format=data.format,
         train_on=data.train_on,
         chat_template=data.chat_template if chat_template is None else chat_template,
@@ -90,7 +91,7 @@ def prepare_classes(
         validation_files=files or data.validation_files,
         validation_share=data.validation_share,
         seed=recipe.train.seed,
-        max_length=data.max_length,
+        max_length=data.longest_row,
     )
 
 
@@ -119,7 +120,7 @@ def prepare_tags(
         validation_files=files or data.validation_files,
         validation_share=data.validation_share,
         seed=recipe.train.seed,
-        max_length=data.max_length,
+        max_length=data.longest_row,
     )
 
 
@@ -150,7 +151,7 @@ def seq2seq_template(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> Seq2
     return Seq2SeqTemplate(
         tokenizer,
         prefix=data.source_prefix,
-        max_length=data.max_length,
+        max_length=data.longest_row,
         max_target_length=data.max_target_length,
         source_lang=data.source_lang,
         target_lang=data.target_lang,
@@ -210,7 +211,7 @@ def check_lengths(resolved: ResolvedModel, recipe: Recipe, model: PreTrainedMode
         ModelError: It tells the longest, and the setting that cuts it.
     """
     context, data = context_length(model), recipe.data
-    limits = {"row": ("input_ids", "max_length", data.max_length)}
+    limits = {"row": ("input_ids", "max_length", data.longest_row)}
     if isinstance(prepared, PreparedSeq2Seq):
         template = prepared.template
         limits = {
@@ -248,6 +249,22 @@ def fingerprint(rows: "Dataset | PictureRows") -> str:
             digest.update(array.value_lengths().to_numpy(zero_copy_only=False).tobytes())
             digest.update(array.flatten().to_numpy(zero_copy_only=False).tobytes())
     return digest.hexdigest()
+
+
+def seen_in_training(train: Dataset, rows: Dataset) -> int:
+    """How many rows are, token for token and label for label, among those that were trained on."""
+    known = set(_contents(train))
+    return sum(content in known for content in _contents(rows))
+
+
+def _contents(rows: Dataset) -> Iterator[int]:
+    """A hash of each row's token ids and labels."""
+    for batch in rows.with_format("arrow").iter(1000):
+        columns = [batch[name].combine_chunks() for name in ("input_ids", "labels")]  # type: ignore[call-overload, index, union-attr]
+        values = [column.flatten().to_numpy(zero_copy_only=False) for column in columns]
+        ends = [np.cumsum(column.value_lengths().to_numpy(zero_copy_only=False))[:-1] for column in columns]
+        parts = (np.split(value, end) for value, end in zip(values, ends, strict=True))
+        yield from (hash((ids.tobytes(), labels.tobytes())) for ids, labels in zip(*parts, strict=True))
 
 
 def train_places(recipe: Recipe, tokenizer: Any, rows: "Dataset | PictureRows", indices: Sequence[int]) -> list[str]:

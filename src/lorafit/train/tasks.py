@@ -15,6 +15,7 @@ from lorafit.models import (
     TOKEN_CLASSIFICATION,
     HeadKind,
     ResolvedModel,
+    context_of,
     load_classifier,
     load_model,
     load_tokenizer,
@@ -64,6 +65,10 @@ class Task(Protocol, Generic[RowsT]):
 
     pipeline: ClassVar[bool]
 
+    def settled(self, recipe: Recipe, resolved: ResolvedModel) -> Recipe:
+        """The recipe with what the model settles: its longest row."""
+        ...
+
     def reader(self, resolved: ResolvedModel, recipe: Recipe) -> Any:
         """What turns rows into what the model reads, without the model: a tokenizer."""
         ...
@@ -112,6 +117,10 @@ class TextTask:
     """What the tasks of texts share."""
 
     pipeline: ClassVar[bool] = False
+
+    def settled(self, recipe: Recipe, resolved: ResolvedModel) -> Recipe:
+        """The longest row is what the model reads."""
+        return recipe.with_context(lambda: context_of(resolved, trust_remote_code=recipe.model.trust_remote_code))
 
     def reader(self, resolved: ResolvedModel, recipe: Recipe) -> PreTrainedTokenizerBase:
         """The tokenizer."""

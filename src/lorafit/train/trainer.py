@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from transformers import Trainer, TrainerCallback, TrainerState
 from transformers.trainer_callback import PrinterCallback
 
 from lorafit.allocator import give_back_at_once
-from lorafit.errors import RunError
+from lorafit.errors import RunError, some
 from lorafit.lora.trainer_bridge import adapters_pointed_out
 from lorafit.recipe import TrainSettings
 from lorafit.train.arguments import training_arguments
@@ -60,6 +60,7 @@ class LoraTrainer(Trainer):
         callbacks: transformers' callbacks.
         rates: peak learning rates of parts of the model, by the start of their parameters' names; the others have that
             of the settings.
+        place: names a held-out row, for errors.
         best: the file of the best adapter, where that is not the present one; each checkpoint takes it along.
         saving: does what writes a checkpoint.
         notice: takes a line for the user.
@@ -81,12 +82,13 @@ class LoraTrainer(Trainer):
         share_prefix: bool = False,
         callbacks: list[TrainerCallback] | None = None,
         rates: Mapping[str, float] | None = None,
+        place: Callable[[int], str] = lambda row: f"row {row + 1}",
         best: Callable[[], Path | None] = lambda: None,
         saving: Saving = at_once,
         notice: Callable[[str], None] = lambda line: None,
     ) -> None:
         self.settings, self.loss, self.checkpoints = settings, loss, checkpoints
-        self.best, self.saving, self.notice = best, saving, notice
+        self.place, self.best, self.saving, self.notice = place, best, saving, notice
         self.trouble: str | None = None
         self.rates = dict(rates or {})
         self._step_loss, self._step_trained = 0.0, 0
@@ -235,9 +237,12 @@ class LoraTrainer(Trainer):
         """Training rows of the last step: those whose loss alone is not finite, or all where none is."""
         rows: Any = self.train_dataset
         indices = self.steps.rows_of(self.state.global_step)
+        return self._not_finite(rows, indices, self.data_collator) or indices
+
+    def _not_finite(self, rows: Any, indices: Iterable[int], collator: Any) -> list[int]:
+        """Rows whose loss alone is not finite."""
         with evaluating(self.causal_lm):
-            alone = [i for i in indices if not math.isfinite(self._loss_of(self.data_collator([rows[i]])))]  # type: ignore[misc]
-        return alone or indices
+            return [i for i in indices if not math.isfinite(self._loss_of(collator([rows[i]])))]
 
     def _loss_of(self, part: dict[str, Any]) -> float:
         """Summed over micro-batches, in nats."""
@@ -258,9 +263,12 @@ class LoraTrainer(Trainer):
                 trained += part["trained"]
                 total += self._loss_of(part)
         if not math.isfinite(total):
+            broken = self._not_finite(rows, range(len(rows)), self.eval_collator)
             raise RunError(
-                f"the held-out loss became {total} after step {self.state.global_step}; use model.dtype fp32 or lower "
-                f"the learning rate ({self.settings.learning_rate:g}), and start again"
+                f"the held-out loss became {total} after step {self.state.global_step}, by {len(broken):,} of "
+                f"{len(rows):,} rows: {some([self.place(i) for i in broken])}. Mend or remove them if they are odd, "
+                f"else use model.dtype fp32 or lower the learning rate ({self.settings.learning_rate:g}), and start "
+                "again"
             )
         metrics = {f"{metric_key_prefix}_loss": total / max(trained, 1)}
         self.log(dict(metrics))

@@ -1,16 +1,19 @@
 """One file a finding, with the exact places; and whatever the bytes, a report."""
 
 import json
-from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from findings_of import found, write
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny_tokenizers import byte_level
 
-from lorafit.data.check import KINDS, ClassRows, Findings, TextRows, check
+from lorafit.data import prepare_classification
+from lorafit.data.check import KINDS, ClassRows, Findings, TagRows, TextRows, check
+from lorafit.data.check import ROWS as READ
+from lorafit.data.conll import SUFFIXES
 from lorafit.data.read import READERS
 from lorafit.data.rows import Record
 from lorafit.errors import DataError
@@ -29,22 +32,6 @@ GOOD = [{"prompt": f"What is a {thing}?", "completion": f"A {thing} is {'x' * n}
 
 def turns(*roles: str, said: str = "words") -> dict:
     return {"messages": [{"role": role, "content": f"{said} {i}"} for i, role in enumerate(roles)]}
-
-
-def write(file: Path, rows: list) -> str:
-    """Good rows first, so that the first row of `rows` is in line 21."""
-    lines = [row if isinstance(row, bytes) else json.dumps(row).encode() for row in rows]
-    file.write_bytes(b"\n".join(lines) + b"\n")
-    return str(file)
-
-
-def found(report) -> dict[str, list[tuple[str, str]]]:
-    """Place, without folder, and detail of each finding, by kind."""
-    return {
-        kind: [(finding.where.rpartition("/")[2], finding.detail) for finding in findings]
-        for kind, findings in report.findings.kept.items()
-        if findings
-    }
 
 
 def texts(rows, tmp_path, validation=None, tokenizer=None, **options):
@@ -292,9 +279,22 @@ def test_classes_across_files(tmp_path):
     assert [place for place, _ in found(report)["text_cut"]][-1] == "a.jsonl:21"
 
 
+def test_what_labels_are_is_seen_in_all_rows_as_training_does(tmp_path):
+    """The first 1,000 rows say whole numbers, which are classes; one fraction behind them makes all of them amounts."""
+    numbers = [{"text": f"text {n} {n * 7919 % 1000}", "label": n % 7} for n in range(1000)]
+    file = write(tmp_path / "a.jsonl", [*numbers, {"text": "one more text", "label": 0.5}])
+    assert found(check([file], ClassRows(Findings()), near=False)) == {}
+    assert prepare_classification([file], byte_level()).problem_type == "regression"
+    words = [row | {"label": f"{row['label']}.5"} for row in numbers]  # amounts, and behind them as many names
+    file = write(tmp_path / "b.jsonl", [*words, *({"text": f"name {n}", "label": "ab"[n % 2]} for n in range(1000))])
+    assert found(check([file], ClassRows(Findings()), near=False)) == {}
+    assert prepare_classification([file], byte_level()).problem_type == "single_label_classification"
+
+
 KEYS = (
     *("messages", "conversations", "role", "from", "content", "value", "prompt", "completion", "text", "instruction"),
     *("output", "tools", "tool_calls", "function", "name", "arguments", "history", "weight", "label", "system", "type"),
+    *("tokens", "tags", "source", "target", "translation", "en"),
 )
 ROWS = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
@@ -306,26 +306,32 @@ MESSAGES = st.fixed_dictionaries(
                                                 optional={"content": ROWS, "tool_calls": ROWS, "weight": ROWS}))},
     optional={"tools": ROWS},
 )  # fmt: skip
+TAGGED = st.fixed_dictionaries(
+    {"tokens": st.lists(st.sampled_from(["Ada", "Li", "saw", " ", "\u200b"]) | ROWS, max_size=5),
+     "tags": st.lists(st.sampled_from(["O", "B-PER", "I-PER", "E-LOC", "-", "B-"]) | ROWS, max_size=5)}
+)  # fmt: skip
+PAIRS = st.fixed_dictionaries({"source": ROWS | st.text(), "target": ROWS | st.text()})
 TOKENIZER = byte_level()
 
 
-@given(st.lists(ROWS | MESSAGES, max_size=6))
+@given(st.lists(ROWS | MESSAGES | TAGGED | PAIRS, max_size=6))
 @settings(max_examples=150, deadline=None)
 def test_any_json_gives_a_report(tmp_path_factory, rows):
     file = tmp_path_factory.mktemp("fuzz") / "a.jsonl"
     file.write_text("\n".join(map(json.dumps, rows)))
-    for task in (TextRows(Findings(), TOKENIZER, max_length=32), ClassRows(Findings(), TOKENIZER, max_length=32)):
-        report = check([str(file)], task)
+    for kind in READ.values():
+        report = check([str(file)], kind(Findings(), TOKENIZER, max_length=32))
         json.dumps(report.to_dict())
         assert report.usable <= report.rows <= len(rows)
 
 
 @given(st.binary(max_size=80) | st.text(alphabet='{}[]":,\\nul\n\r1e9-. "', max_size=60).map(str.encode),
-       st.sampled_from(sorted(READERS)))  # fmt: skip
+       st.sampled_from(sorted({*READERS, *SUFFIXES})))  # fmt: skip
 @settings(max_examples=300, deadline=None)
 def test_any_bytes_give_a_report(tmp_path_factory, content, suffix):
     file = tmp_path_factory.mktemp("fuzz") / f"a{suffix}"
     file.write_bytes(content)
-    report = check([str(file)], TextRows(Findings()))
-    json.dumps(report.to_dict())
-    assert report.rows or report.errors
+    for task in (TextRows(Findings()), TagRows(Findings())):
+        report = check([str(file)], task)
+        json.dumps(report.to_dict())
+        assert report.rows or report.errors

@@ -8,8 +8,8 @@ from rich.console import Console
 from tiny_tokenizers import Words, byte_level, metaspace
 
 from lorafit.data.check import ClassRows, Findings, TextRows, tokens_of_row
+from lorafit.data.check.row_tokens import token_texts
 from lorafit.data.check.show import render_tokens
-from lorafit.data.check.tokens_of_row import token_texts
 from lorafit.errors import DataError
 
 ROWS = [
@@ -83,3 +83,14 @@ def test_a_row_of_a_list_by_its_number_and_a_class(tmp_path):
     row = tokens_of_row([str(tmp_path / "a.json")], "30", ClassRows(Findings(), byte_level(), max_length=20))
     assert row.where == f"{tmp_path}/a.json row 30 (line 118)" and row.label == "1"
     assert row.trained == [False] * 20 and row.cut["text"] > 0 and "".join(row.texts) + row.lost == rows[29]["text"]
+
+
+@pytest.mark.parametrize(
+    ("label", "other", "head"),
+    [([], ["a", "b"], "classes (none)"), (["b", "a"], [], "classes a, b"), (0.5, 1.25, "amount 0.5")],
+)
+def test_classes_and_amounts_of_a_row(tmp_path, label, other, head):
+    rows = [{"text": f"text {n}", "label": value} for n, value in enumerate([label, other])]
+    (tmp_path / "a.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    row = tokens_of_row([str(tmp_path / "a.jsonl")], "1", ClassRows(Findings(), byte_level()))
+    assert str(render_tokens(row).renderables[0]).endswith(f"tokens, {head}")

@@ -5,6 +5,7 @@ import json
 import peft
 import pytest
 import torch
+from peft_warnings import COMBINING
 from safetensors.torch import load_file
 from small_models import ARCHITECTURES, batch, make, output
 
@@ -13,13 +14,7 @@ from lorafit.lora import Combination, LoraConfig, adapter_tensors, attach, load_
 from lorafit.lora.stored import read_adapter, write_adapter
 from lorafit.lora.stored.merge import merge_adapters
 
-pytestmark = [
-    pytest.mark.filterwarnings("ignore::lorafit.lora.inject.TiedWeightsWarning"),
-    pytest.mark.filterwarnings("ignore:Model has `tie_word_embeddings=True`:UserWarning"),
-    pytest.mark.filterwarnings("ignore:fan_in_fan_out is set to:UserWarning"),
-    pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning"),  # by PEFT itself
-    pytest.mark.filterwarnings("ignore:The density 1.0 is greater than or equal to 1:UserWarning"),
-]
+pytestmark = COMBINING
 WEIGHTS = [0.7, -0.4]
 
 

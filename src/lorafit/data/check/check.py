@@ -12,7 +12,7 @@ from lorafit.data.check.findings import Findings
 from lorafit.data.check.near import NearDuplicates, common_shingles, repeats
 from lorafit.data.check.task import RowTask
 from lorafit.data.kinds import ERROR, KINDS, WARNING
-from lorafit.data.read import Problem, scan
+from lorafit.data.read import Problem
 from lorafit.data.row_checks import strange_lengths
 from lorafit.data.rows import Record
 from lorafit.data.split import LEAST
@@ -33,7 +33,7 @@ class Report:
         validation_files: As they were given.
         rows: Rows read, of all files; lines that are no rows are not among them.
         usable: Rows without an error.
-        findings: What was found, and where.
+        task: How rows were read (a `RowTask`, but for pictures); it has what was found, and where.
         unchecked: What was not looked for, and why, in sentences.
     """
 
@@ -41,8 +41,13 @@ class Report:
     validation_files: list[str]
     rows: int
     usable: int
-    findings: Findings
+    task: Any  # a RowTask; of pictures another
     unchecked: list[str] = field(default_factory=list)
+
+    @property
+    def findings(self) -> Findings:
+        """What was found, and where."""
+        return self.task.findings
 
     @property
     def errors(self) -> int:
@@ -86,7 +91,7 @@ def check(files: Sequence[str], task: RowTask, *, validation_files: Sequence[str
     Memory grows by some 150 bytes a row, not with the files.
 
     Args:
-        files: Paths (.jsonl, .json, .csv, .txt, .parquet) or dataset ids of the hub.
+        files: Paths of kinds that the task reads, or dataset ids of the hub.
         task: How rows are read.
         validation_files: Rows to hold out.
         near: Look for rows that are nearly the same, too.
@@ -94,11 +99,11 @@ def check(files: Sequence[str], task: RowTask, *, validation_files: Sequence[str
     Raises:
         DataError: No file was given.
     """
-    sample = first_records([*files, *validation_files])
+    sample = first_records([*files, *validation_files], task)
     try:
-        task.prepare(sample)
+        task.prepare(sample, files)
     except DataError as error:
-        return _unreadable(files, validation_files, task.findings, str(error))
+        return _unreadable(files, validation_files, task, str(error))
     texts = [task.compared(row) for row in map(task.row_of, sample) if row is not None]
     del sample
     checked = _Checked(task, NearDuplicates(common_shingles(texts)) if near else None)
@@ -111,16 +116,18 @@ def check(files: Sequence[str], task: RowTask, *, validation_files: Sequence[str
         task.findings.add("few", files[0], detail)
     checked.finish(training_rows)
     flags = task.findings.flags
+    unchecked = f"Without --model: {task.of_tokens}. Special tokens are those of common models."
     return Report(
-        list(files), list(validation_files), len(flags), sum(not flag & 1 for flag in flags), task.findings,
-        [] if task.encodes else [
-            "Without --model: cut rows, answers lost to the cut, the chat template and its refusals. Special tokens "
-            "are those of common models."
-        ],
-    )  # fmt: skip
+        list(files),
+        list(validation_files),
+        len(flags),
+        sum(not flag & 1 for flag in flags),
+        task,
+        [] if task.encodes else [unchecked],
+    )
 
 
-def first_records(files: Sequence[str]) -> list[Record]:
+def first_records(files: Sequence[str], task: RowTask) -> list[Record]:
     """The first rows of each file, from which a task learns columns and common phrases.
 
     Raises:
@@ -128,21 +135,21 @@ def first_records(files: Sequence[str]) -> list[Record]:
     """
     if not files:
         raise DataError("no training files were given")
-    return [record for name in files for record in islice(scan([name], _ignore), SAMPLE)]
+    return [record for name in files for record in islice(task.scan([name], _ignore), SAMPLE)]
 
 
 def _ignore(problem: Problem) -> None:
     """The first rows are read twice; problems are reported the second time."""
 
 
-def _unreadable(files: Sequence[str], validation_files: Sequence[str], findings: Findings, why: str) -> Report:
+def _unreadable(files: Sequence[str], validation_files: Sequence[str], task: RowTask, why: str) -> Report:
     """A report of files in which no column is what it must be."""
-    rows = 0
-    for rows, _ in enumerate(scan([*files, *validation_files], _problems_into(findings)), start=1):  # noqa: B007
+    rows, findings = 0, task.findings
+    for rows, _ in enumerate(task.scan([*files, *validation_files], _problems_into(findings)), start=1):  # noqa: B007
         pass
     if rows:
         findings.add("columns", files[0], why)
-    return Report(list(files), list(validation_files), rows, 0, findings)
+    return Report(list(files), list(validation_files), rows, 0, task)
 
 
 def _problems_into(findings: Findings) -> Any:
@@ -157,10 +164,13 @@ class _Checked:
     near: NearDuplicates | None
     rows: array = field(default_factory=lambda: array("q"))
     hashes: array = field(default_factory=lambda: array("q"))
-    sizes: tuple[array, array] = field(default_factory=lambda: (array("i"), array("i")))
+    sizes: tuple[array, ...] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.sizes = tuple(array("i") for _ in self.task.measured)
 
     def read(self, files: Sequence[str]) -> None:
-        usable = self._usable(scan(files, _problems_into(self.task.findings)))
+        usable = self._usable(self.task.scan(files, _problems_into(self.task.findings)))
         while batch := list(islice(usable, BATCH)):
             numbers, rows = [number for number, _ in batch], [row for _, row in batch]
             self.rows.extend(numbers)

@@ -1,17 +1,16 @@
 """Labelled texts under `check`."""
 
-from array import array
-from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, ClassVar, Literal
 
-import numpy as np
-
+from lorafit.data.check.columns import ColumnUse
 from lorafit.data.check.findings import Findings
-from lorafit.data.check.near import repeats
+from lorafit.data.check.labels import Contradictions, RowLabels
+from lorafit.data.check.row_tokens import WHOLE, RowTokens, lost_texts, token_texts
 from lorafit.data.class_columns import Columns, find_columns
 from lorafit.data.classification import ClassRow, class_row, encode_classes
-from lorafit.data.labels import LabelReader, ProblemType, find_problem_type, label_text
+from lorafit.data.labels import LabelReader, ProblemType, find_problem_type, label_text, names_in
+from lorafit.data.read import Problem, Report, scan
 from lorafit.data.row_checks import SpecialTokens, class_sizes, class_warnings
 from lorafit.data.rows import HALF_CHARACTER, Record
 from lorafit.errors import DataError
@@ -28,21 +27,25 @@ class ClassRows:
     Args:
         findings: Takes what is found.
         tokenizer: The base model's; without one nothing about tokens is known.
-        text_columns: See `prepare_classification`.
+        text_column: `text_columns` of `prepare_classification`.
         label_column: See `prepare_classification`.
-        problem_type: See `prepare_classification`; "auto" sees it from the first records.
+        problem_type: See `prepare_classification`.
         label_separator: See `prepare_classification`.
         max_length: See `prepare_classification`.
     """
 
-    measured: ClassVar[tuple[str, str]] = ("the text", "its pair")
+    settings: ClassVar[tuple[str, ...]] = (
+        "text_column", "label_column", "problem_type", "label_separator", "max_length"
+    )  # fmt: skip
+    measured: ClassVar[tuple[str, ...]] = ("the text", "its pair")
+    of_tokens: ClassVar[str] = "cut rows"
 
     def __init__(
         self,
         findings: Findings,
         tokenizer: "PreTrainedTokenizerBase | None" = None,
         *,
-        text_columns: Sequence[str] = (),
+        text_column: Sequence[str] = (),
         label_column: str | None = None,
         problem_type: ProblemType | Literal["auto"] = "auto",
         label_separator: str | None = None,
@@ -50,22 +53,26 @@ class ClassRows:
     ):
         self.findings = findings
         self.tokenizer = tokenizer
-        self._asked, self.max_length = (text_columns, label_column), max_length
+        self._asked, self.max_length = (text_column, label_column), max_length
         self._problem_type: ProblemType | Literal["auto"] = problem_type
         self._separator = label_separator
         self._special = SpecialTokens(tokenizer)
         self._columns: Columns | None = None
         self._reader: LabelReader | None = None
-        self._labels: dict[str, int] = {}
-        self._ids, self._texts = array("i"), array("q")
+        self._unused = ColumnUse(findings)
+        self._labels, self._contradictions = RowLabels(findings), Contradictions(findings)
 
     @property
     def encodes(self) -> bool:
         """Whether there is a tokenizer to ask."""
         return self.tokenizer is not None
 
-    def prepare(self, sample: Sequence[Record]) -> None:
-        """Finds the columns in the first records.
+    def scan(self, files: Sequence[str], report: Report) -> Iterator[Record]:
+        """What can be read of files."""
+        return scan(files, report)
+
+    def prepare(self, sample: Sequence[Record], files: Sequence[str]) -> None:
+        """Finds the columns in the first records, and what labels are in all of the training files, as training does.
 
         Raises:
             DataError: There are none.
@@ -73,7 +80,8 @@ class ClassRows:
         self._columns = columns = find_columns(sample, *self._asked)
         kind = self._problem_type
         if kind == "auto":
-            kind = find_problem_type((record.value.get(columns.label) for record in sample), self._separator)
+            records = self.scan(files, _told_later)
+            kind = find_problem_type((record.value.get(columns.label) for record in records), self._separator)
         self._reader = LabelReader(columns.label, kind, self._separator)
 
     def row_of(self, record: Record) -> ClassRow | None:
@@ -99,8 +107,10 @@ class ClassRows:
             return None
         for kind, detail in class_warnings(row, self._special):
             self.findings.add_row(kind, number, detail)
-        self._ids.append(self._labels.setdefault(label_text(row.label), len(self._labels)))
-        self._texts.append(hash(row.prompt_key))
+        read = (*self._columns.texts, self._columns.label)
+        self._unused.add(number, (name for name in record.value if name not in read))
+        self._labels.add(names_in(row.label))
+        self._contradictions.add(row.prompt_key, label_text(row.label))
         return row
 
     def sizes(self, row: ClassRow) -> tuple[int, int]:
@@ -119,6 +129,20 @@ class ClassRows:
                 detail = f"{tokens.cut:,} of {len(tokens.input_ids) + tokens.cut:,} tokens"
                 self.findings.add_row("text_cut", number, detail)
 
+    def tokens(self, row: ClassRow) -> RowTokens:
+        """Every token, with what was cut; the class is trained, none of them."""
+        assert self.tokenizer is not None, "tokens are a tokenizer's"
+        [kept], [whole] = (encode_classes([row], self.tokenizer, most) for most in (self.max_length, WHOLE))
+        return RowTokens(
+            row.where,
+            kept.input_ids,
+            token_texts(self.tokenizer, kept.input_ids),
+            [False] * len(kept.input_ids),
+            {"text": kept.cut} if kept.cut else {},
+            lost_texts(self.tokenizer, whole.input_ids, kept.input_ids),
+            row.label,
+        )
+
     def finish(self, rows: Sequence[int], training_rows: int) -> None:
         """Notes what all rows together show.
 
@@ -126,28 +150,15 @@ class ClassRows:
             rows: Numbers of the usable rows.
             training_rows: How many of them are not of the validation files.
         """
-        ids, names = self._ids.tolist(), list(self._labels)
-        if self._reader is not None and self._reader.problem_type == "single_label_classification":
-            self._classes(rows, training_rows, ids, names)
-        self._contradictions(rows, ids, names)
+        assert self._reader is not None
+        self._unused.finish()
+        kind = self._reader.problem_type
+        if kind == "single_label_classification":
+            self._labels.finish(rows, training_rows, least=2, complaint="every training row has the label {}")
+        elif kind == "multi_label_classification":
+            self._labels.finish(rows, training_rows, least=1, complaint="no training row has a class")
+        self._contradictions.finish(rows)
 
-    def _classes(self, rows: Sequence[int], training_rows: int, ids: Sequence[int], names: Sequence[str]) -> None:
-        trained = Counter(ids[:training_rows])
-        if len(trained) < 2 and rows:
-            only = ", ".join(repr(names[i]) for i in trained)
-            self.findings.add("classes", self.findings.places[rows[0]], f"every training row has the label {only}")
-        for i in np.flatnonzero([trained[label] == 1 for label in ids[:training_rows]]).tolist():
-            self.findings.add_row("label_once", rows[i], repr(names[ids[i]]))
-        for i in range(training_rows, len(rows)):
-            if not trained[ids[i]]:
-                self.findings.add_row("new_label", rows[i], repr(names[ids[i]]))
 
-    def _contradictions(self, rows: Sequence[int], ids: Sequence[int], names: Sequence[str]) -> None:
-        later, first = repeats(np.array(self._texts, dtype=np.int64))
-        labels = np.array(ids)
-        differ = labels[later] != labels[first]
-        for i, other in zip(later[differ].tolist(), first[differ].tolist(), strict=True):
-            detail = (
-                f"{names[ids[i]]!r}, but {names[ids[other]]!r} at {self.findings.places.beside(rows[other], rows[i])}"
-            )
-            self.findings.add_row("contradiction", rows[i], detail)
+def _told_later(problem: Problem) -> None:
+    """Files are read once more, for their rows."""

@@ -6,7 +6,8 @@ from pathlib import Path
 
 from lorafit.data.check.check import Report
 from lorafit.data.check.findings import COPY_FLAG, ERROR_FLAG, WARNING_FLAG
-from lorafit.data.read import Problem, scan
+from lorafit.data.check.task import RowTask
+from lorafit.data.read import Problem
 from lorafit.errors import DataError
 
 LINES = (".jsonl", ".json")  # suffixes of files whose rows may be lines, which are copied as they are
@@ -68,7 +69,7 @@ def _lines(report: Report, fine: Callable[[int], bool]) -> Iterator[bytes]:
         if Path(name).suffix.lower() in LINES and ":" in places[rows[0]].removeprefix(name):
             yield from _copied(Path(name), [places.number_in_file(row) for row in rows if fine(row)])
         else:
-            yield from _written(name, rows, fine)
+            yield from _written(name, report.task, rows, fine)
 
 
 def _copied(file: Path, numbers: Sequence[int]) -> Iterator[bytes]:
@@ -83,9 +84,9 @@ def _copied(file: Path, numbers: Sequence[int]) -> Iterator[bytes]:
         raise DataError(f"{file} has changed while it was read: check it again")
 
 
-def _written(name: str, rows: range, fine: Callable[[int], bool]) -> Iterator[bytes]:
+def _written(name: str, task: RowTask, rows: range, fine: Callable[[int], bool]) -> Iterator[bytes]:
     row = rows.start
-    for record in scan([name], _ignore):
+    for record in task.scan([name], _ignore):
         if fine(row):
             yield json.dumps(record.value, ensure_ascii=False, default=str).encode() + b"\n"
         row += 1

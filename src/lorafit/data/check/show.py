@@ -7,8 +7,9 @@ from rich.padding import Padding
 from rich.text import Text
 
 from lorafit.data.check.check import Report
-from lorafit.data.check.tokens_of_row import RowTokens
+from lorafit.data.check.row_tokens import RowTokens
 from lorafit.data.kinds import ERROR, KINDS
+from lorafit.data.labels import label_text
 
 SHOWN = 5
 """Places of each kind that are shown."""
@@ -54,26 +55,38 @@ def _sum(report: Report, strict: bool) -> Text:
 
 
 def render_tokens(row: RowTokens) -> Group:
-    """A row token by token: each ends in |, what is trained is green, between » and «."""
+    """A row token by token: each ends in |, what is trained is green, between » and « or before its tag."""
     text, inside = Text(), False
-    for token, trained in zip(row.texts, row.trained, strict=True):
-        if trained != inside:
-            text.append("»" if trained else "«", style="bold")
-        style = "bold green" if trained else ""
-        text.append(_visible(token).replace("\n", "↵\n"), style=style).append("|", style="dim")
-        inside = trained
+    tags = row.tags or [None] * len(row.tokens)
+    for token, trained, tag in zip(row.texts, row.trained, tags, strict=True):
+        marked = trained and tag is None
+        if marked != inside:
+            text.append("»" if marked else "«", style="bold")
+        text.append(_visible(token).replace("\n", "↵\n"), style="bold green" if trained else "")
+        if tag is not None:
+            text.append(f"/{_visible(tag)}", style="bold cyan")
+        text.append("|", style="dim")
+        inside = marked
     if inside:
         text.append("«", style="bold")
-    trained = sum(row.trained)
-    head = f"{row.where}: {len(row.tokens):,} tokens"
-    head += f", class {row.label!r}" if row.label is not None else f", {trained:,} trained (green, between » and «)"
-    parts: list[RenderableType] = [Text(head, style="bold"), text]
+    parts: list[RenderableType] = [Text(f"{row.where}: {len(row.tokens):,} tokens, {_learned(row)}", "bold"), text]
     for side, count in row.cut.items():
-        where = "end" if side in ("answer", "text") else "start"
+        where = "start" if side == "prompt" else "end"
         parts.append(Text(f"Cut: {count:,} tokens, the {where} of the {side}.", style="yellow"))
     if row.lost:
         parts.append(Text(f"Lost: {_visible(row.lost)}", style="dim"))
     return Group(*parts)
+
+
+def _learned(row: RowTokens) -> str:
+    trained = sum(row.trained)
+    if row.tags is not None:
+        return f"{trained:,} trained (green, with /TAG)"
+    if row.label is None:
+        return f"{trained:,} trained (green, between » and «)"
+    if isinstance(row.label, float):
+        return f"amount {label_text(row.label)}"
+    return f"class {row.label!r}" if isinstance(row.label, str) else f"classes {label_text(row.label)}"
 
 
 def _visible(text: str) -> str:

@@ -1,30 +1,46 @@
-"""What `check` asks of a task: one class each (`texts`, `classes`)."""
+"""What `check` asks of a task: one class each (`texts`, `classes`, `tags`, `pairs`)."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, ClassVar, Protocol
 
 from lorafit.data.check.findings import Findings
+from lorafit.data.check.row_tokens import RowTokens
+from lorafit.data.read import Report
 from lorafit.data.rows import Record
 
 
 class RowTask(Protocol):
     """Reads records into rows of its own kind and notes what is wrong with each.
 
+    It is made of `findings`, a tokenizer (or None) and, by name, the values of `settings`.
+
     Attributes:
         findings: Takes what is found.
-        measured: What the two numbers of `sizes` are the characters of.
+        settings: Names of the settings of a recipe's `data` that it reads.
+        measured: What the numbers of `sizes` are the characters of.
+        of_tokens: What only a tokenizer shows.
     """
 
     findings: Findings
-    measured: ClassVar[tuple[str, str]]
+    settings: ClassVar[tuple[str, ...]]
+    measured: ClassVar[tuple[str, ...]]
+    of_tokens: ClassVar[str]
 
     @property
     def encodes(self) -> bool:
         """Whether there is a tokenizer to ask."""
         ...
 
-    def prepare(self, sample: Sequence[Record]) -> None:
-        """Learns from the first records of each file; a DataError where nothing can be read in them."""
+    def scan(self, files: Sequence[str], report: Report) -> Iterator[Record]:
+        """What can be read of files; see `lorafit.data.read.scan`."""
+        ...
+
+    def prepare(self, sample: Sequence[Record], files: Sequence[str]) -> None:
+        """Learns from the first records of all files, and where these do not suffice from the training files.
+
+        Raises:
+            DataError: Nothing can be read in them.
+        """
         ...
 
     def row_of(self, record: Record) -> Any:
@@ -35,8 +51,8 @@ class RowTask(Protocol):
         """A record as a row, or None where it cannot be trained, which is noted under its number."""
         ...
 
-    def sizes(self, row: Any) -> tuple[int, int]:
-        """Characters of the two parts of a row."""
+    def sizes(self, row: Any) -> tuple[int, ...]:
+        """Characters of the parts of a row."""
         ...
 
     def compared(self, row: Any) -> str:
@@ -45,6 +61,10 @@ class RowTask(Protocol):
 
     def encode(self, numbers: Sequence[int], rows: Sequence[Any]) -> None:
         """Notes what only tokens show."""
+        ...
+
+    def tokens(self, row: Any) -> RowTokens:
+        """A row as a model sees it."""
         ...
 
     def finish(self, rows: Sequence[int], training_rows: int) -> None:

@@ -1,11 +1,13 @@
 """Conversations and texts under `check`."""
 
-from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, ClassVar
 
+from lorafit.data.check.columns import ColumnUse
 from lorafit.data.check.findings import Findings
+from lorafit.data.check.row_tokens import GAP, WHOLE, RowTokens, token_texts
 from lorafit.data.formats import check_format, normalize_one
+from lorafit.data.read import Report, scan
 from lorafit.data.row_checks import SpecialTokens, row_warnings, text_sizes
 from lorafit.data.rows import HALF_CHARACTER, Record, Row, answer_text, drop_reason
 from lorafit.data.template import RESPONSES, Encoded, Template
@@ -33,7 +35,9 @@ class TextRows:
         DataError: The format is unknown, or the template unusable.
     """
 
-    measured: ClassVar[tuple[str, str]] = ("the prompt", "the answer")
+    settings: ClassVar[tuple[str, ...]] = ("chat_template", "format", "max_length", "train_on")
+    measured: ClassVar[tuple[str, ...]] = ("the prompt", "the answer")
+    of_tokens: ClassVar[str] = "cut rows, answers lost to the cut, the chat template and its refusals"
 
     def __init__(
         self,
@@ -50,17 +54,18 @@ class TextRows:
         self.template = None if tokenizer is None else Template(tokenizer, chat_template)
         self._format, self._max_length, self._train_on = format, max_length, train_on
         self._special = SpecialTokens(tokenizer)
-        self._formats: Counter[str] = Counter()
-        self._first: dict[str, int] = {}
-        self._unused: Counter[str] = Counter()
-        self._first_unused: dict[str, int] = {}
+        self._columns = ColumnUse(findings)
 
     @property
     def encodes(self) -> bool:
         """Whether there is a tokenizer to ask."""
         return self.template is not None
 
-    def prepare(self, sample: Sequence[Record]) -> None:
+    def scan(self, files: Sequence[str], report: Report) -> Iterator[Record]:
+        """What can be read of files."""
+        return scan(files, report)
+
+    def prepare(self, sample: Sequence[Record], files: Sequence[str]) -> None:
         """Nothing is to be learned from the first records."""
 
     def row_of(self, record: Record) -> Row | None:
@@ -78,11 +83,7 @@ class TextRows:
         except DataError as error:
             self.findings.add_row("format", number, str(error))
             return None
-        self._formats[format] += 1
-        self._first.setdefault(format, number)
-        for column in unused:
-            self._unused[column] += 1
-            self._first_unused.setdefault(column, number)
+        self._columns.add(number, unused, format)
         if reason := drop_reason(row):
             self.findings.add_row(OF_REASON.get(reason, "answer"), number, reason)
             return None
@@ -125,6 +126,27 @@ class TextRows:
             elif tokens.cut:
                 self.findings.add_row("cut", number, self._cut(tokens.cut, tokens.cut, len(tokens.input_ids)))
 
+    def tokens(self, row: Row) -> RowTokens:
+        """Every token, with what is trained and what was cut.
+
+        Raises:
+            DataError: The template refuses the row.
+        """
+        assert self.template is not None, "tokens are a tokenizer's"
+        kept, whole = self.encoded(row), self.encoded(row, WHOLE).input_ids
+        tokenizer, ids, before = self.template.tokenizer, kept.input_ids, kept.cut - kept.answer_cut
+        head = 0 if ids == whole[before : before + len(ids)] else 1  # BOS stays
+        lost = [whole[head : head + before], whole[len(whole) - kept.answer_cut :]]
+        cut = {"prompt": before, "text" if row.messages is None else "answer": kept.answer_cut}
+        return RowTokens(
+            row.where,
+            ids,
+            token_texts(tokenizer, ids),
+            [label != -100 for label in kept.labels],
+            {side: count for side, count in cut.items() if count},
+            GAP.join(str(tokenizer.decode(piece)) for piece in lost if piece),
+        )
+
     def encoded(self, row: Row, max_length: int | None = None) -> Encoded:
         """One row's tokens.
 
@@ -144,15 +166,7 @@ class TextRows:
             rows: Numbers of the usable rows.
             training_rows: How many of them are not of the validation files.
         """
-        most = max(self._formats, key=self._formats.__getitem__, default="")
-        for format, count in self._formats.items():
-            if format != most:
-                where = self.findings.places[self._first[format]]
-                detail = f"{format} from here, {count:,} in all; {self._formats[most]:,} are {most}"
-                self.findings.add("mixed_formats", where, detail, count)
-        for column, count in self._unused.items():
-            where = self.findings.places[self._first_unused[column]]
-            self.findings.add("unused_columns", where, f"{column!r}, in {count:,} rows")
+        self._columns.finish()
         if self.template is not None:
             for problem in self.template.problems:
                 self.findings.add("template", self.template.tokenizer.name_or_path or "the tokenizer", problem)

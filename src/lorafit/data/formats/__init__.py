@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from functools import cache
 from typing import Any, Protocol, cast
 
+from lorafit.data.other_tasks import task_of
 from lorafit.data.rows import Record, Row
 from lorafit.errors import DataError
 
@@ -123,7 +124,9 @@ def _recognize(value: dict[str, Any]) -> str:
         return best[0]
     if best:
         raise DataError(f"could be {' or '.join(best)} ({_columns(value)}); choose with format=")
-    raise UnknownFormatError(f"unknown format: it has {_columns(value)}")
+    other = task_of(value.keys())
+    hint = "" if other is None else f", which look like rows of another task: set task={other}"
+    raise UnknownFormatError(f"unknown format: it has {_columns(value)}{hint}")
 
 
 def _some(places: list[str]) -> str:

@@ -4,11 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from lorafit.errors import ModelError
+
+What = Literal["token", "class", "classes", "amount"]
+"""What a model says: tokens, by their log-probabilities; of a text its class or classes, by their logits, or an amount.
+"""
 
 LIKELIEST = 64  # tokens of each position that are compared; nothing else is ever said
 
@@ -38,11 +43,13 @@ class Parity:
         runtime: what read the export, with its version.
         prompts: how many prompts were compared.
         positions: at how many tokens (or, for a classifier, texts).
-        largest: the largest difference of a log-probability, in nats.
+        largest: the largest difference of a log-probability (nats), of a logit, or of an amount.
         mean: the mean of those differences.
-        equal_greedy: share of the positions with the same likeliest token (or class).
+        equal_greedy: share of the positions with the same likeliest token or class, or the same classes; None of
+            amounts.
         tolerance: the differences that pass.
         training: what training changed: the mean difference of the base model from the tuned one.
+        what: what the model says.
     """
 
     runtime: str
@@ -50,9 +57,33 @@ class Parity:
     positions: int
     largest: float
     mean: float
-    equal_greedy: float
+    equal_greedy: float | None
     tolerance: Tolerance
     training: float
+    what: What = "token"
+
+    @property
+    def asked(self) -> str:
+        """What it was asked, in words."""
+        return f"{self.prompts} held-out " + (
+            f"prompts ({self.positions} positions)" if self.what == "token" else "texts"
+        )
+
+    @property
+    def figures(self) -> str:
+        """How far it is from the tuned model, in words."""
+        noun, unit = {"token": ("log-probabilities", " nats"), "amount": ("amounts", "")}.get(self.what, ("logits", ""))
+        return (
+            f"its {noun} differ from the tuned model's by at most {self.largest:.3g}{unit}, {self.mean:.3g} on average"
+        )
+
+    @property
+    def agreement(self) -> str | None:
+        """How often both say the same, in words; None of amounts, which are never the same to the last digit."""
+        if self.equal_greedy is None:
+            return None
+        same = {"token": "the likeliest tokens", "class": "the likeliest classes", "classes": "the texts' classes"}
+        return f"{self.equal_greedy:.1%} of {same[self.what]} are the same"
 
 
 def differences(found: Sequence[Tensor], expected: Sequence[Tensor]) -> Tensor:
@@ -74,7 +105,12 @@ def differences(found: Sequence[Tensor], expected: Sequence[Tensor]) -> Tensor:
 
 
 def compare(
-    runtime: str, found: Sequence[Tensor], expected: Sequence[Tensor], base: Sequence[Tensor], formats: Sequence[str]
+    runtime: str,
+    found: Sequence[Tensor],
+    expected: Sequence[Tensor],
+    base: Sequence[Tensor],
+    formats: Sequence[str],
+    what: What = "token",
 ) -> Parity:
     """Hold an export against the tuned model.
 
@@ -84,30 +120,38 @@ def compare(
         expected: the tuned model's.
         base: the base model's.
         formats: the number formats in play (keys of `TOLERANCES`); the coarsest decides.
+        what: what the model says.
 
     Raises:
         ModelError: They differ by more than the format explains.
     """
     apart = differences(found, expected)
     pairs = zip(found, expected, strict=True)
-    equal = torch.cat([ours.argmax(dim=-1) == theirs.argmax(dim=-1) for ours, theirs in pairs])
+    if what == "classes":  # each by itself: said where its logit is above 0
+        equal = torch.cat([((ours > 0) == (theirs > 0)).all(dim=-1) for ours, theirs in pairs])
+    else:
+        equal = torch.cat([ours.argmax(dim=-1) == theirs.argmax(dim=-1) for ours, theirs in pairs])
     tolerance = max((TOLERANCES[name] for name in formats), key=lambda each: each.largest)
+    if what == "amount":  # which rounding changes in proportion
+        scale = max(1.0, *(float(theirs.abs().max()) for theirs in expected))
+        tolerance = Tolerance(tolerance.largest * scale, tolerance.mean * scale)
     parity = Parity(
         runtime=runtime,
         prompts=len(expected),
         positions=len(equal),
         largest=float(apart.max()),
         mean=float(apart.mean()),
-        equal_greedy=float(equal.float().mean()),
+        equal_greedy=None if what == "amount" else float(equal.float().mean()),
         tolerance=tolerance,
         training=float(differences(base, expected).mean()),
+        what=what,
     )
     if not (parity.largest <= tolerance.largest and parity.mean <= tolerance.mean):  # NaN is a miss, too
+        agreement = "" if parity.agreement is None else f"; {parity.agreement}"
         raise ModelError(
-            f"what was written is not the tuned model and was not kept: in {runtime}, over {parity.prompts} prompts, "
-            f"its log-probabilities differ by up to {parity.largest:.3g} nats, {parity.mean:.3g} on average, where "
-            f"{tolerance.largest:g} and {tolerance.mean:g} are allowed ({', '.join(dict.fromkeys(formats))}); of the "
-            f"likeliest tokens {parity.equal_greedy:.1%} are the same. The base model differs by {parity.training:.3g} "
-            "on average"
+            f"what was written is not the tuned model and was not kept: in {runtime}, over {parity.asked}, "
+            f"{parity.figures}, where {tolerance.largest:.3g} and {tolerance.mean:.3g} are allowed "
+            f"({', '.join(dict.fromkeys(formats))}){agreement}. The base model differs by {parity.training:.3g} on "
+            "average"
         )
     return parity

@@ -12,6 +12,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lorafit.data import Template
 from lorafit.evaluate import generate
+from lorafit.export._parity.compare import What
 from lorafit.lora import disabled
 from lorafit.models import context_length
 from lorafit.run import Run
@@ -21,6 +22,14 @@ PROMPTS = 4
 LONGEST = 256  # tokens of a prompt; any show whether the weights are right
 ANSWER = 16  # tokens of an answer
 PLAIN_PROMPT = "The quick brown fox jumps over the lazy dog."  # for a run without samples
+
+
+def what_is_said(run: Run) -> What:
+    """What a run's model says of a prompt or a text."""
+    if not run.is_classifier:
+        return "token"
+    said: dict[str, What] = {"multi_label_classification": "classes", "regression": "amount"}
+    return said.get(run.record["data"]["summary"]["problem_type"], "class")
 
 
 @dataclass(frozen=True)

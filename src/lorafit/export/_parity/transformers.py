@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 from lorafit.data import Template
 from lorafit.errors import MissingExtraError, ModelError
 from lorafit.export._parity.questions import Question
-from lorafit.models.quiet import quiet_transformers, without_load_report
+from lorafit.quiet import quiet_transformers, without_load_report
 from lorafit.run import Run
 
 

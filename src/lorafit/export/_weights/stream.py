@@ -12,7 +12,6 @@ from typing import Any
 
 import torch
 from safetensors import safe_open
-from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.conversion_mapping import get_model_conversion_mapping
@@ -34,6 +33,7 @@ from lorafit.lora.peft_format import WEIGHTS_FILE
 from lorafit.lora.state import lora_layers, saved_modules, state_of
 from lorafit.models import ResolvedModel, load_model
 from lorafit.run import Run
+from lorafit.tensor_files import load_tensors
 
 Change = Callable[[Tensor], Tensor]
 """From a base tensor to what stands in its place, in the same dtype."""
@@ -100,7 +100,7 @@ def plan(run: Run, adapter: bool = True) -> Planned | None:
     changes: dict[str, Change] = {}
     if adapter:
         load_adapter(model, run.adapter)
-        changes = dict(_changes(model, load_file(run.adapter / WEIGHTS_FILE)))
+        changes = dict(_changes(model, load_tensors(run.adapter / WEIGHTS_FILE)))
     if changes.keys() - {name for tensor in stored for name in (tensor.name, *tensor.tied)}:
         return None
     return Planned(base, files, model, stored, changes)

@@ -17,7 +17,7 @@ from lorafit.lora.graft import base_modules
 from lorafit.lora.layers import kind_of
 from lorafit.lora.layers.base import wrap
 from lorafit.lora.state import lora_layers
-from lorafit.models.quiet import quiet_transformers
+from lorafit.quiet import quiet_transformers
 from lorafit.run import Run
 
 

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from lorafit.errors import ConfigError
 from lorafit.lora.config import LoraConfig
 from lorafit.lora.factors import Factors
-from lorafit.lora.inject import plan
+from lorafit.lora.inject import Plan, plan
 from lorafit.lora.layers import embedding
 from lorafit.lora.low_rank import truncated_svd
 from lorafit.lora.stored import StoredAdapter, described
@@ -72,47 +72,16 @@ def extract(
             f"a grouped convolution's difference is no product of A and B: leave out {', '.join(grouped)} with "
             "exclude_modules"
         )
-    inside_saved = tuple(f"{name}." for name in planned.saved)
     names_of_base, names_of_tuned = stored_names(base), stored_names(tuned)
-    updates: dict[str, Factors] = {}
-    whole, errors, left_out = {}, {}, {}
-    squared_lost = squared_norm = 0.0
+    found = _Differences(planned)
     for key in {**names_of_base, **names_of_tuned}:  # tied ones under each name: an adapter changes one of them only
         on_parameter(key)
-        module, _, attribute = key.rpartition(".")
-        if key not in names_of_base or key not in names_of_tuned:
-            left_out[key] = math.inf
-            continue
-        before, after = read_base(names_of_base[key]), read_tuned(names_of_tuned[key])
-        if before.shape != after.shape:
-            left_out[key] = math.inf
-            continue
-        if inside_saved and key.startswith(inside_saved):
-            whole[key] = after.float()
-            continue
-        difference = after.float() - before.float()
-        norm = float(difference.norm())
-        if not math.isfinite(norm):
-            raise ConfigError(f"{key} holds values that are not finite in one of the models")
-        if norm and module in planned.targets and attribute == "weight":
-            target = planned.targets[module]
-            updates[module], lost = _factors(difference, target.kind, target.shapes)
-            errors[module] = lost / norm
-            squared_lost, squared_norm = squared_lost + lost**2, squared_norm + norm**2
-        elif norm:
-            size = float(before.float().norm())
-            left_out[key] = norm / size if size else math.inf
-    needed = [
-        *(f"{name}.weight" for name in planned.targets),
-        *(key for key in left_out if key.startswith(inside_saved)),
-    ]
-    misfits = [key for key in needed if key in left_out]
-    if misfits or not updates:
-        raise ConfigError(
-            f"{', '.join(misfits[:5])}: not in both models, or of different shapes, which no adapter bridges"
-            if misfits
-            else "the two models are the same in every target: nothing to extract"
-        )
+        if key in names_of_base and key in names_of_tuned:
+            found.add(key, read_base(names_of_base[key]), read_tuned(names_of_tuned[key]))
+        else:
+            found.left_out[key] = math.inf
+    found.check()
+    updates = found.updates
     settings = LoraConfig(
         r=config.r,
         lora_alpha=config.r,
@@ -124,8 +93,77 @@ def extract(
         fan_in_fan_out=any(planned.targets[name].kind.__module__.endswith("conv1d") for name in updates),
         inference_mode=True,
     )
-    adapter = StoredAdapter(described(settings, updates), updates, whole)
-    return Extracted(adapter, math.sqrt(squared_lost / squared_norm), errors, left_out, math.sqrt(squared_norm))
+    adapter = StoredAdapter(described(settings, updates), updates, found.whole)
+    norm = math.sqrt(found.squared_norm)
+    return Extracted(adapter, math.sqrt(found.squared_lost) / norm, found.errors, found.left_out, norm)
+
+
+@dataclass
+class _Differences:
+    """What two models' tensors differ by, sorted by what an adapter can hold of it; see `Extracted`.
+
+    Attributes:
+        planned: the targets and the modules that are kept whole.
+        updates: A and B of each target that differs.
+        whole: parameters of the modules kept whole.
+        errors: see `Extracted`.
+        left_out: see `Extracted`.
+        squared_lost: square of the norm that the rank cannot hold.
+        squared_norm: square of the norm of all differences of targets.
+    """
+
+    planned: Plan
+    updates: dict[str, Factors] = field(default_factory=dict)
+    whole: dict[str, Tensor] = field(default_factory=dict)
+    errors: dict[str, float] = field(default_factory=dict)
+    left_out: dict[str, float] = field(default_factory=dict)
+    squared_lost: float = 0.0
+    squared_norm: float = 0.0
+
+    @property
+    def inside_saved(self) -> tuple[str, ...]:
+        """How the names of parameters begin that are kept whole."""
+        return tuple(f"{name}." for name in self.planned.saved)
+
+    def add(self, key: str, before: Tensor, after: Tensor) -> None:
+        """Take a parameter of both models.
+
+        Raises:
+            ConfigError: It holds values that are not finite.
+        """
+        if before.shape != after.shape:
+            self.left_out[key] = math.inf
+            return
+        if key.startswith(self.inside_saved):
+            self.whole[key] = after.float()
+            return
+        difference = after.float() - before.float()
+        norm = float(difference.norm())
+        if not math.isfinite(norm):
+            raise ConfigError(f"{key} holds values that are not finite in one of the models")
+        module, _, attribute = key.rpartition(".")
+        if norm and module in self.planned.targets and attribute == "weight":
+            target = self.planned.targets[module]
+            self.updates[module], lost = _factors(difference, target.kind, target.shapes)
+            self.errors[module] = lost / norm
+            self.squared_lost, self.squared_norm = self.squared_lost + lost**2, self.squared_norm + norm**2
+        elif norm:
+            size = float(before.float().norm())
+            self.left_out[key] = norm / size if size else math.inf
+
+    def check(self) -> None:
+        """Raise ConfigError where what the adapter shall hold is not in both models, or nothing of it differs."""
+        needed = [
+            *(f"{name}.weight" for name in self.planned.targets),
+            *(key for key in self.left_out if key.startswith(self.inside_saved)),
+        ]
+        misfits = [key for key in needed if key in self.left_out]
+        if misfits:
+            raise ConfigError(
+                f"{', '.join(misfits[:5])}: not in both models, or of different shapes, which no adapter bridges"
+            )
+        if not self.updates:
+            raise ConfigError("the two models are the same in every target: nothing to extract")
 
 
 def stored_names(model: nn.Module) -> dict[str, str]:

@@ -99,7 +99,7 @@ def _header(path: Path) -> tuple[dict[str, int], set[str]]:
     """How many numbers each tensor of a file has, and their dtypes."""
     sizes, dtypes = {}, set()
     try:
-        with safe_open(path, framework="pt") as file:
+        with safe_open(path, framework="pt", backend="pread") as file:
             for key in file.keys():  # noqa: SIM118 (not a dict)
                 tensor = file.get_slice(key)
                 size = 1

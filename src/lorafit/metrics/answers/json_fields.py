@@ -62,7 +62,7 @@ def only_object(answer: str) -> dict[str, object] | None:
     """The JSON object that the answer is, or None."""
     try:
         value = json.loads(answer.strip(), object_pairs_hook=_unique_keys, parse_constant=_no_constant)
-    except (ValueError, RecursionError):
+    except (ValueError, RecursionError):  # no JSON; a key twice, NaN; nested too deeply
         return None
     return value if isinstance(value, dict) else None
 

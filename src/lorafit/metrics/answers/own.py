@@ -55,7 +55,7 @@ class OwnMetric:
         module = importlib.util.module_from_spec(spec)
         try:
             spec.loader.exec_module(module)
-        except Exception as error:
+        except Exception as error:  # the user's code raises what it likes
             raise ConfigError(
                 f"evaluate.metrics {place}: the file fails with {type(error).__name__}: {error}"
             ) from error
@@ -77,7 +77,7 @@ class OwnMetric:
         """
         try:
             value = float(self.function(answer, list(references)))
-        except Exception as error:
+        except Exception as error:  # the user's code, again
             raise ConfigError(
                 f"evaluate.metrics {self.name}(answer, references) must return a number, and failed with "
                 f"{type(error).__name__}: {error}; the answer was {answer[:80]!r}"

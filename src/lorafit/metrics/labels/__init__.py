@@ -12,11 +12,8 @@ from lorafit.metrics.scores import Scores
 class LabelMetrics(Protocol):
     """The figures of one kind of labels; logits and targets are (rows, width), float64."""
 
-    MAIN: str
-    """The metric that decides, the first of `scores`."""
-
     def scores(self, base: np.ndarray, tuned: np.ndarray, targets: np.ndarray) -> dict[str, Scores]:
-        """What each row adds to each metric, of both models' logits."""
+        """What each row adds to each metric, of both models' logits; the first decides."""
         ...
 
     def beside(self, tuned: np.ndarray, targets: np.ndarray, names: Sequence[str]) -> tuple[str, Scores]:

@@ -9,8 +9,6 @@ import numpy as np
 
 from lorafit.metrics.scores import Scores
 
-MAIN = "micro_f1"
-
 
 def scores(base: np.ndarray, tuned: np.ndarray, targets: np.ndarray) -> dict[str, Scores]:
     """F1 of all labels together, mean F1 of the classes that the rows have, share of exactly right rows, mean nats."""

@@ -6,8 +6,6 @@ import numpy as np
 
 from lorafit.metrics.scores import Scores
 
-MAIN = "accuracy"
-
 
 def scores(base: np.ndarray, tuned: np.ndarray, targets: np.ndarray) -> dict[str, Scores]:
     """Share of right rows, F1 averaged over the classes that the rows have, nats of a row's class."""

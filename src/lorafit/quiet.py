@@ -1,4 +1,4 @@
-"""transformers without its progress bars and load reports; other warnings stay."""
+"""Other libraries without the lines that help nobody here; their other warnings stay."""
 
 import logging
 from collections.abc import Iterator
@@ -33,3 +33,14 @@ def without_load_report() -> Iterator[None]:
         yield
     finally:
         logger.removeFilter(is_no_report)
+
+
+def quiet_bitsandbytes() -> None:
+    """No line about a kernel that bitsandbytes would fetch from the hub: on a CPU lorafit reads 4-bit weights itself.
+
+    bitsandbytes says it at import on processors with AVX512-BF16, and transformers' Trainer and peft import it wherever
+    it is installed.
+    """
+    logging.getLogger("bitsandbytes.backends.cpu.ops").addFilter(
+        lambda record: "gemm_4bit_forward from kernels-community" not in record.getMessage()
+    )
