@@ -90,7 +90,7 @@ class LoraTrainer(Trainer):
         self.settings, self.loss, self.checkpoints = settings, loss, checkpoints
         self.place, self.best, self.saving, self.notice = place, best, saving, notice
         self.trouble: str | None = None
-        self.rates = dict(rates or {})
+        self.rates, self.unit = dict(rates or {}), loss.unit
         self._step_loss, self._step_trained = 0.0, 0
         self.causal_lm, self.held_out = model, held_out  # as they came, typed
         self.counters = Counters()
@@ -285,8 +285,8 @@ class LoraTrainer(Trainer):
                 **({"loss": counters.new_loss / max(counters.new_trained, 1)} if counters.new_taken else {}),
                 "learning_rate": logs["learning_rate"],
                 **({"grad_norm": norm} if math.isfinite(norm) else {}),
-                self.loss.unit: counters.tokens,
-                f"{self.loss.unit}_per_second": counters.new_tokens / max(counters.new_seconds, 1e-9),
+                self.unit: counters.tokens,
+                f"{self.unit}_per_second": counters.new_tokens / max(counters.new_seconds, 1e-9),
                 "peak_memory_bytes": peak_memory_bytes(),
                 **({"skipped_steps": counters.skipped} if counters.skipped else {}),
             }
