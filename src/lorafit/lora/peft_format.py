@@ -205,22 +205,35 @@ def read_config(folder: Path) -> LoraConfig:
     if not isinstance(values, dict) or values.get("peft_type", "LORA") != "LORA":
         kind = values.get("peft_type") if isinstance(values, dict) else type(values).__name__
         raise AdapterFileError(f"{path} describes {short(kind)}, not LORA")
+    return config_from(values, path)
+
+
+def config_from(values: dict[str, Any], where: Path | str) -> LoraConfig:
+    """The settings that PEFT's names and values stand for.
+
+    Args:
+        values: As `adapter_config.json` holds them.
+        where: For the message.
+
+    Raises:
+        AdapterFileError: Fields that change the maths and are not supported, all named, or impossible values.
+    """
     known_fields = {item.name for item in dataclasses.fields(LoraConfig)}
     foreign = {name: value for name, value in values.items()
                if name not in known_fields | _NEUTRAL and value not in (None, False, [], {})}  # fmt: skip
     if foreign:
         settings = ", ".join(f"{short(name)[1:-1]}={short(value)}" for name, value in foreign.items())
-        raise AdapterFileError(f"{path}: {settings}: not supported, and it changes what the adapter computes")
+        raise AdapterFileError(f"{where}: {settings}: not supported, and it changes what the adapter computes")
     if (how := values.get("init_lora_weights")) not in LOADABLE_INITIALIZATIONS:
         raise AdapterFileError(
-            f"{path}: init_lora_weights={short(how)}: the adapter belongs to base weights that this initialization "
+            f"{where}: init_lora_weights={short(how)}: the adapter belongs to base weights that this initialization "
             "changed. Where PEFT offers it, save it again with save_pretrained(folder, "
             "path_initial_model_for_weight_conversion)"
         )
     try:
         return LoraConfig(**{name: value for name, value in values.items() if name in known_fields})
     except (ConfigError, TypeError, AttributeError) as error:  # values of any type reach its checks
-        raise AdapterFileError(f"{path}: {error}") from error
+        raise AdapterFileError(f"{where}: {error}") from error
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
