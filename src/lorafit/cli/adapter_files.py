@@ -1,16 +1,19 @@
 """What the verbs of `lorafit adapters` share: which files are meant, what is written, what is said of it."""
 
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lorafit.errors import AdapterFileError, ConfigError, RunError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
 
     from lorafit.cli.output import Output
     from lorafit.lora.combine import Combination
     from lorafit.lora.stored import StoredAdapter
+
+LORA_FILE = "pytorch_lora_weights.safetensors"  # as diffusers names it
 
 
 def located(adapter: str) -> str:
@@ -52,6 +55,36 @@ def combination(
     draws = seed is not None or method.startswith("dare")
     generator = torch.Generator().manual_seed(42 if seed is None else seed) if draws else None
     return Combination(method, density, rank, sign, generator=generator)
+
+
+@contextmanager
+def folder_of(adapter: str) -> "Iterator[Path]":
+    """The folder of an adapter in PEFT's format, for the length of the block.
+
+    A file of diffusers or kohya, which holds a diffusion model's adapter, is put into one.
+
+    Raises:
+        RunError: The run has saved no adapter yet.
+        AdapterFileError: A folder that only holds adapters, or a file that is no adapter.
+    """
+    from lorafit.lora.peft_format import find_adapter
+
+    if not is_lora_file(Path(adapter).expanduser()):
+        yield find_adapter(located(adapter))
+        return
+    from lorafit.diffusion.files import as_peft_folder
+
+    with as_peft_folder(adapter, ()) as folder:
+        yield folder
+
+
+def is_lora_file(path: Path) -> bool:
+    """Whether it is a file as diffusers and kohya write adapters, or a folder with diffusers' one."""
+    from lorafit.lora.peft_format import CONFIG_FILE
+
+    if path.is_dir():
+        return (path / LORA_FILE).is_file() and not (path / CONFIG_FILE).is_file()
+    return path.suffix == ".safetensors" and path.is_file()
 
 
 def unique(adapters: "Sequence[str]", index: int) -> str:

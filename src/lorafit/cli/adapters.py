@@ -1,5 +1,6 @@
 """`lorafit adapters`: adapters as files, listed, shown, merged, resized, renamed, extracted."""
 
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Annotated
 
@@ -8,7 +9,8 @@ import typer
 from lorafit.cli.adapter_files import (
     combination,
     differing_bases,
-    located,
+    folder_of,
+    is_lora_file,
     module_names,
     move,
     numbers,
@@ -32,7 +34,7 @@ app = typer.Typer(
     no_args_is_help=True,
 )
 
-ADAPTER_HELP = "A run directory, an adapter's folder or a hub id."
+ADAPTER_HELP = "A run directory, an adapter's folder, a hub id, or a file of diffusers or kohya."
 AdapterArgument = Annotated[str, typer.Argument(metavar="ADAPTER", help=ADAPTER_HELP, show_default=False)]
 NewFolder = Annotated[
     Path,
@@ -69,15 +71,15 @@ def show(
     json: JsonFlag = False,
 ) -> None:
     """Show an adapter: rank, alpha, targets, parameters, size, base, and how large its update is in each module."""
-    from dataclasses import asdict
+    from dataclasses import asdict, replace
 
-    from lorafit.lora.peft_format import find_adapter
     from lorafit.lora.stored import read_adapter
     from lorafit.lora.stored.summary import module_figures, summary
 
-    with open_output(json) as out:
-        folder = find_adapter(located(adapter))
+    with open_output(json) as out, folder_of(adapter) as folder:
         about, figures = summary(folder), module_figures(read_adapter(folder, repair=True))
+        if is_lora_file(Path(adapter).expanduser()):
+            about = replace(about, folder=Path(adapter))
         if not out.is_json:
             from lorafit.cli.show_adapters import show_adapter
 
@@ -126,11 +128,11 @@ def merge(
     from lorafit.lora.stored import check_free, read_adapter
     from lorafit.lora.stored.merge import merge_adapters
 
-    with open_output(json) as out:
+    with open_output(json) as out, ExitStack() as stack:
         check_free(output_dir)
         factors = numbers(weights) if weights else [1.0] * len(adapters)
         how = combination(method, density, rank, majority_sign, seed)
-        folders = [located(name) for name in adapters]
+        folders = [str(stack.enter_context(folder_of(name))) for name in adapters]
         stored = {unique(adapters, index): read_adapter(folder) for index, folder in enumerate(folders)}
         merged = merge_adapters(stored, factors, how)
         notices = [*differing_bases(stored), *write(merged.adapter, output_dir, folders)]
@@ -165,11 +167,10 @@ def resize(
     from lorafit.lora.stored import check_free, read_adapter
     from lorafit.lora.stored.resize import resize as lower
 
-    with open_output(json) as out:
+    with open_output(json) as out, folder_of(adapter) as folder:
         check_free(output_dir)
-        folder = located(adapter)
         resized = lower(read_adapter(folder), rank)
-        notices = write(resized.adapter, output_dir, [folder])
+        notices = write(resized.adapter, output_dir, [str(folder)])
         worst = max(resized.errors, key=resized.errors.__getitem__)
         out.console.print(f"Wrote {output_dir}: {adapter} with rank {rank}.", markup=False)
         out.console.print(size_line(resized.adapter), markup=False)
@@ -204,7 +205,8 @@ def rename(
 ) -> None:
     """Give an adapter's modules the paths of another model class or version, or the adapter another name.
 
-    Keys that other tools have left odd (wrappers, the adapter's name in them, PEFT's prefix missing) are put right.
+    Keys that other tools have left odd (wrappers, the adapter's name in them, PEFT's prefix missing) are put right. A
+    file of diffusers or kohya becomes a folder in PEFT's format.
     """
     with open_output(json) as out:
         if name is not None:
@@ -221,13 +223,20 @@ def rename(
         pairs = [pair(text) for text in prefix or ()]
         if pairs and model:
             raise ConfigError("--prefix and --model both say how to rename: give one of them")
-        _rename_modules(adapter, output_dir, pairs, model, base, out)
+        with folder_of(adapter) as folder:
+            _rename_modules(adapter, folder, output_dir, pairs, model, base, out)
 
 
 def _rename_modules(
-    adapter: str, output_dir: Path, pairs: list[tuple[str, str]], model: str | None, base: str | None, out: Output
+    adapter: str,
+    folder: Path,
+    output_dir: Path,
+    pairs: list[tuple[str, str]],
+    model: str | None,
+    base: str | None,
+    out: Output,
 ) -> None:
-    """Write an adapter with other paths: by pairs of prefixes, or by those that fit a model."""
+    """Write the adapter of a folder with other paths: by pairs of prefixes, or by those that fit a model."""
     from dataclasses import replace
 
     from lorafit.lora.stored import StoredAdapter, check_free, read_adapter
@@ -235,16 +244,16 @@ def _rename_modules(
     from lorafit.lora.stored.rename import rename_modules
 
     check_free(output_dir)
-    folder = located(adapter)
     old = read_adapter(folder, repair=True)
     if model:
         pairs = find_prefixes([*old.updates, *trained_whole(old)], module_names(model, out))
     new, changed = rename_modules(old, pairs)
     if base:
         new = StoredAdapter(replace(new.config, base_model_name_or_path=base, revision=None), new.updates, new.whole)
-    if not (changed or old.repairs or base):
+    imported = is_lora_file(Path(adapter).expanduser())
+    if not (changed or old.repairs or base or imported):
         raise ConfigError(f"nothing to rename: the paths of {adapter} {'fit ' + model if model else 'are in order'}")
-    notices = write(new, output_dir, [folder])
+    notices = write(new, output_dir, [str(folder)])
     out.console.print(f"Wrote {output_dir}: {changed} of {len(new.updates)} modules renamed.", markup=False)
     for before, after in pairs:
         out.console.print(f"  {before or '(nothing)'} -> {after or '(nothing)'}", markup=False)

@@ -1,9 +1,12 @@
 """Options that several verbs share."""
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated
 
 import typer
+
+from lorafit.errors import ConfigError
 
 INTERRUPTED = 130  # exit code of what was stopped at once, 128 + SIGINT as shells expect
 STOPPED = 75  # of a training that a signal ended with all saved: sysexits' EX_TEMPFAIL, "try again later"
@@ -61,3 +64,20 @@ TopP = Annotated[
     float, typer.Option("--top-p", min=0.01, max=1.0, help="Sample among the likeliest tokens of this total share.")
 ]
 System = Annotated[str | None, typer.Option("--system", metavar="TEXT", help="The system message.")]
+
+
+def refuse_given(context: typer.Context, names: Iterable[str], why: str) -> None:
+    """Refuse options that were given and would do nothing.
+
+    Args:
+        context: of the command line.
+        names: the parameters of these options.
+        why: what they are for, and why not here.
+
+    Raises:
+        ConfigError: Names them.
+    """
+    given = [name for name in names if getattr(context.get_parameter_source(name), "name", "") == "COMMANDLINE"]
+    if given:
+        options = ", ".join(f"--{name.replace('_', '-')}" for name in given)
+        raise ConfigError(f"{options}: for {why}. Leave {'it' if len(given) == 1 else 'them'} out")
