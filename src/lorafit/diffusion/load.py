@@ -142,7 +142,7 @@ def _model(path: Path, name: str, own: Any, dtype: "torch.dtype", quantize: Quan
         raise ModelError(f"{folder} has no weights in safetensors; a pickle can run code when read: convert it first")
     for file in weights:
         check_weights(file, str(path))
-    variants = {_variant(file) for file in weights}
+    variants = {variant_of(file) for file in weights}
     options: dict[str, Any] = {"use_safetensors": True}
     if None not in variants:  # half precision alone, as many pipelines come
         options["variant"] = sorted(variant for variant in variants if variant)[0]
@@ -160,7 +160,7 @@ def _model(path: Path, name: str, own: Any, dtype: "torch.dtype", quantize: Quan
     return model.to(device).eval().requires_grad_(False)
 
 
-def _variant(file: Path) -> str | None:
+def variant_of(file: Path) -> str | None:
     """`fp16` of `model.fp16.safetensors`, also of a shard."""
     parts = file.name.removesuffix(".safetensors").split(".")
     return parts[1].partition("-")[0] if len(parts) > 1 else None

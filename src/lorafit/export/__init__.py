@@ -2,6 +2,7 @@
 
 A target module (none that starts with an underscore) has
 - `OPTIONS`: the fields of `Options` it heeds; any other that is set is refused,
+- `TASKS`: of the runs that it writes,
 - `check(run, options)`: raises where the run cannot be written so, before any work,
 - `write(run, directory, options) -> Written`: writes into an empty directory and proves what it wrote.
 """
@@ -22,6 +23,7 @@ from lorafit.errors import ConfigError, RunError
 
 if TYPE_CHECKING:
     from lorafit.export._parity.compare import Parity
+    from lorafit.export._pictures.judge import PictureParity
     from lorafit.run import Run
 
 Onto = Literal["original", "dequantized"]
@@ -56,7 +58,7 @@ class Options:
     verify: bool = True
 
 
-TASKS = ("sft", "classification")
+TEXTS = ("sft", "classification")
 FLAGS = {"onto": "--onto", "number_format": "--type", "engine": "--for", "repo": "--repo", "public": "--public",
          "dry_run": "--dry-run"}  # fmt: skip
 CHOICES = {"onto": get_args(Onto), "number_format": get_args(NumberFormat), "engine": ("vllm", None)}
@@ -77,7 +79,7 @@ class Written:
     """
 
     number_format: str
-    parity: Parity | None
+    parity: Parity | PictureParity | None
     quantized: bool = False
     from_quantized: tuple[float, float] | None = None
     notes: list[str] = field(default_factory=list)
@@ -99,7 +101,7 @@ class Exported:
     target: str
     number_format: str
     size: int
-    parity: Parity | None
+    parity: Parity | PictureParity | None
     quantized: bool
     from_quantized: tuple[float, float] | None
     notes: list[str]
@@ -109,6 +111,7 @@ class Exporter(Protocol):
     """A module of this folder (see the package's docstring)."""
 
     OPTIONS: frozenset[str]
+    TASKS: tuple[str, ...]
 
     def check(self, run: Run, options: Options) -> None: ...  # noqa: D102
 
@@ -140,18 +143,14 @@ def export(run: Run, target: str, directory: Path, options: Options | None = Non
     options = options or Options()
     if target not in targets():
         raise ConfigError(f"{target!r} is not a target of export: choose from {', '.join(targets())}")
-    exporter = cast(Exporter, importlib.import_module(f"{__name__}.{target.replace('-', '_')}"))
+    exporter = exporter_of(target)
     _check_options(exporter, target, options)
     if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
         raise ConfigError(f"{directory} is not empty and is not overwritten: give a new directory")
     if not run.has_adapter:
         state = run.record["state"]
         raise RunError(f"{run.directory} (state: {state}) has no adapter yet; go on with: {run.resume_command}")
-    if run.recipe.task not in TASKS:
-        raise RunError(
-            f"{run.directory} is of task {run.recipe.task}, which is not exported yet, only {' and '.join(TASKS)}. Its "
-            f"adapter is in PEFT's format: {run.adapter}"
-        )
+    _check_task(run, target)
     exporter.check(run, options)
     with _in_place(directory) as partial:
         written = exporter.write(run, partial, options)
@@ -168,6 +167,23 @@ def export(run: Run, target: str, directory: Path, options: Options | None = Non
         quantized=written.quantized,
         from_quantized=written.from_quantized,
         notes=notes,
+    )
+
+
+def exporter_of(target: str) -> Exporter:
+    """The module that writes a target."""
+    return cast(Exporter, importlib.import_module(f"{__name__}.{target.replace('-', '_')}"))
+
+
+def _check_task(run: Run, target: str) -> None:
+    task = run.recipe.task
+    if task in exporter_of(target).TASKS:
+        return
+    if fitting := [name for name in targets() if task in exporter_of(name).TASKS]:
+        raise ConfigError(f"--to {target} is not for task {task}: choose from {', '.join(fitting)}")
+    raise RunError(
+        f"{run.directory} is of task {task}, which is not exported yet, only {' and '.join(TEXTS)}. Its "
+        f"adapter is in PEFT's format: {run.adapter}"
     )
 
 

@@ -8,12 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from lorafit.errors import MissingExtraError, ModelError, RunError
-from lorafit.export import Options, Written, merged
+from lorafit.export import TEXTS, Options, Written, merged
 from lorafit.export._parity.tuned import Tuned, load_tuned
 from lorafit.export._weights.whole import was_quantized
 from lorafit.run import Run
 
 OPTIONS = frozenset({"onto", "number_format"})
+TASKS = TEXTS
 FILE = "model.gguf"
 FULL_NAMES = {"f32": "float32", "f16": "float16", "bf16": "bfloat16"}
 

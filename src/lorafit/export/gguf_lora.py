@@ -9,11 +9,12 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from lorafit.errors import ConfigError, RunError
-from lorafit.export import Options, Written
+from lorafit.export import TEXTS, Options, Written
 from lorafit.export.gguf import check_packages
 from lorafit.run import Run
 
 OPTIONS: frozenset[str] = frozenset()
+TASKS = TEXTS
 FILE = "adapter.gguf"
 
 

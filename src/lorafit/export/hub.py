@@ -8,12 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from lorafit.errors import ConfigError, ModelError
-from lorafit.export import Options, Written, peft
+from lorafit.export import TEXTS, Options, Written, peft
 from lorafit.export._card import CARD, base_name, card, licence_of
 from lorafit.lora.peft_format import CONFIG_FILE
 from lorafit.run import Run
 
 OPTIONS = frozenset({"repo", "public", "dry_run"})
+TASKS = TEXTS
 
 
 def check(run: Run, options: Options) -> None:

@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 
 from lorafit.errors import ConfigError
-from lorafit.export import Options, Written
+from lorafit.export import TEXTS, Options, Written
 from lorafit.export._parity import transformers as judge
 from lorafit.export._parity.compare import compare, differences
 from lorafit.export._parity.questions import Reference, ask, log_probabilities, what_is_said
@@ -15,13 +15,18 @@ from lorafit.export._parity.tuned import Tuned, computing_dtype, load_tuned, loa
 from lorafit.export._weights import stream, whole
 from lorafit.export._weights.safetensors_file import weight_dtype, weight_files
 from lorafit.lora.peft_format import CONFIG_FILE
+from lorafit.recipe import PICTURES
 from lorafit.run import Run
 
 OPTIONS = frozenset({"onto"})
+TASKS = (*TEXTS, PICTURES)
 
 
 def check(run: Run, options: Options) -> None:
     """Raise ConfigError where there are no such base weights."""
+    if run.recipe.task == PICTURES:
+        _pictures_check(options)
+        return
     if options.onto == "original":
         _refuse_loftq(run)
     stored_so = "quantization_config" in whole.base_config(run)
@@ -44,6 +49,10 @@ def write(run: Run, directory: Path, options: Options) -> Written:
     Onto the original weights it is made from the base model's files, one tensor at a time and in their own dtype. The
     models it is compared with are loaded one after the other.
     """
+    if run.recipe.task == PICTURES:
+        from lorafit.export._pictures.merged import write as write_pipeline
+
+        return write_pipeline(run, directory, options)
     quantized = whole.was_quantized(run)
     as_trained = _as_trained(run) if quantized and options.verify else None
     if options.onto == "dequantized":
@@ -70,6 +79,11 @@ def write(run: Run, directory: Path, options: Options) -> Written:
         between = differences(log_probabilities(model, as_trained.questions), as_trained.tuned)
         apart = float(between.max()), float(between.mean())
     return Written(stored, parity, quantized, apart, notes)
+
+
+def _pictures_check(options: Options) -> None:
+    if options.onto == "dequantized":
+        raise ConfigError("--onto dequantized is for language models: a pipeline is merged onto its original weights")
 
 
 def _as_trained(run: Run) -> Reference:

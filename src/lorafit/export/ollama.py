@@ -10,11 +10,12 @@ from typing import Any
 
 from lorafit.data import Template
 from lorafit.errors import ModelError
-from lorafit.export import Options, Written, gguf
+from lorafit.export import TEXTS, Options, Written, gguf
 from lorafit.export._go_template import turns_of
 from lorafit.run import Run
 
 OPTIONS = gguf.OPTIONS
+TASKS = TEXTS
 MODELFILE = "Modelfile"
 
 

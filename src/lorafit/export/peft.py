@@ -6,10 +6,11 @@ import json
 import shutil
 from pathlib import Path
 
-from lorafit.export import Options, Written
+from lorafit.export import TEXTS, Options, Written
 from lorafit.run import LABELS_FILE, Run
 
 OPTIONS = frozenset({"engine"})
+TASKS = TEXTS
 
 
 def check(run: Run, options: Options) -> None:
