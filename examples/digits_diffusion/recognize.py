@@ -49,7 +49,7 @@ def draw(pipeline: StableDiffusionPipeline, digit: int, count: int, steps: int) 
 
 def write_sheet(base: list[list[Image.Image]], tuned: list[list[Image.Image]], file: Path) -> None:
     """Some pictures of each digit, those of both models beside each other."""
-    figure, axes = plt.subplots(1, 2, figsize=(7.2, 6.2), layout="constrained")
+    figure, axes = plt.subplots(1, 2, figsize=(7.2, 5.6), layout="constrained")
     for axis, title, drawn in zip(axes, ("base", "tuned"), (base, tuned), strict=True):
         rows = [np.concatenate([np.asarray(image) for image in images[:SHOWN]], axis=1) for images in drawn]
         side = rows[0].shape[0]
