@@ -15,13 +15,12 @@ import torch
 from torch import Tensor
 
 from lorafit.diffusion.draw import Drawing, Painter
-from lorafit.diffusion.load import diffusers, load_pipeline, pipeline_directory
+from lorafit.diffusion.load import diffusers, load_pipeline, pipeline_directory, quiet
 from lorafit.errors import MissingExtraError, ModelError
 from lorafit.export._parity.compare import Tolerance
 from lorafit.export._parity.tuned import ROOM
 from lorafit.export._weights.safetensors_file import read_header
 from lorafit.models import pick_device
-from lorafit.models.quiet import quiet_transformers
 from lorafit.run import Run
 from lorafit.train.devices import usable_memory
 
@@ -153,7 +152,7 @@ def compare(run: Run, load: Callable[[Any], None], reference: Reference, runtime
 
 def compare_whole(directory: Path, reference: Reference, stored: torch.dtype, variant: str | None) -> PictureParity:
     """The same for a whole pipeline, its weights stored in a dtype and in files of a variant ("fp16") or none."""
-    with _quiet(), quiet_transformers():
+    with _quiet():
         pipeline = diffusers().DiffusionPipeline.from_pretrained(directory, use_safetensors=True, variant=variant)
     pipeline.to(reference.device, reference.dtype)
     return judged(pipeline, reference, stored=stored)
@@ -197,12 +196,11 @@ def _quiet() -> Iterator[None]:
     theirs = diffusers().utils.logging
     verbosity = theirs.get_verbosity()
     theirs.set_verbosity_error()
-    theirs.disable_progress_bar()
     try:
-        yield
+        with quiet():
+            yield
     finally:
         theirs.set_verbosity(verbosity)
-        theirs.enable_progress_bar()
 
 
 @torch.no_grad()
