@@ -157,8 +157,8 @@ def main() -> None:
     """Train, and write base and pictures."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output-dir", type=Path, default=Path(__file__).parent, metavar="DIR")
-    parser.add_argument("--vae-steps", type=int, default=1000, metavar="N")
-    parser.add_argument("--steps", type=int, default=4000, metavar="N", help="of the denoiser")
+    parser.add_argument("--vae-steps", type=int, default=800, metavar="N")
+    parser.add_argument("--steps", type=int, default=1500, metavar="N", help="of the denoiser")
     arguments = parser.parse_args()
 
     started = time.perf_counter()
