@@ -26,8 +26,8 @@ from lorafit.recipe.explain import PATHS
 from lorafit.run import Run
 from lorafit.train import train
 from lorafit.train.arguments import training_arguments
-from lorafit.train.rows import prepare_others
-from lorafit.train.tasks import TASKS, class_weights
+from lorafit.train.rows import class_weights, prepare_others, rows_to_train_on
+from lorafit.train.tasks import TASKS
 from lorafit.train.trainer import LoraTrainer
 
 
@@ -226,12 +226,12 @@ def trained(folder: Path, sets: tuple[str, ...], patch: pytest.MonkeyPatch) -> d
 def kind(folder: Path, recipe: Recipe, patch: pytest.MonkeyPatch) -> str:
     """What is prepared."""
     tokenizer = load_tokenizer(resolve(recipe.model.name))
-    return type(TASKS[recipe.task].prepare(recipe, tokenizer)).__name__
+    return type(rows_to_train_on(recipe, tokenizer)).__name__
 
 
 def rows(folder: Path, recipe: Recipe, patch: pytest.MonkeyPatch) -> Any:
     """Tokens and labels of both sides."""
-    prepared = TASKS[recipe.task].prepare(recipe, load_tokenizer(resolve(recipe.model.name)))
+    prepared = rows_to_train_on(recipe, load_tokenizer(resolve(recipe.model.name)))
     return prepared.train.to_list(), prepared.held_out.to_list()
 
 
@@ -287,21 +287,21 @@ def adapter(folder: Path, recipe: Recipe, patch: pytest.MonkeyPatch) -> Any:
     """What is trained, with its first values."""
     tokenizer = load_tokenizer(resolve(recipe.model.name))
     task = TASKS[recipe.task]
-    prepared = task.prepare(recipe, tokenizer)
+    prepared = rows_to_train_on(recipe, tokenizer)
     model = task.adapted_model(resolve(recipe.model.name), recipe, tokenizer, prepared)
     return [(name, tuple(p.shape), p.sum().item()) for name, p in model.named_parameters() if p.requires_grad]
 
 
 def row_weights(folder: Path, recipe: Recipe, patch: pytest.MonkeyPatch) -> list[float] | None:
     """What a row of each class counts in the loss."""
-    rows = TASKS[recipe.task].prepare(recipe, load_tokenizer(resolve(recipe.model.name)))
+    rows = rows_to_train_on(recipe, load_tokenizer(resolve(recipe.model.name)))
     return class_weights(recipe.train.class_weights, rows)
 
 
 def other_rows(folder: Path, recipe: Recipe, patch: pytest.MonkeyPatch) -> list[str]:
     """What is measured beside the held-out rows."""
     tokenizer = load_tokenizer(resolve(recipe.model.name))
-    prepared = TASKS[recipe.task].prepare(recipe, tokenizer)
+    prepared = rows_to_train_on(recipe, tokenizer)
     return [other.name for other in prepare_others(recipe, tokenizer, prepared, recipe.evaluate.also)]
 
 

@@ -13,10 +13,11 @@ from lorafit.lora import LoraConfig
 from lorafit.recipe import load_recipe
 from lorafit.train import devices
 from lorafit.train.devices import Device, known_device, usable_memory
-from lorafit.train.facts import Facts, Rows
+from lorafit.train.facts import Facts
 from lorafit.train.footprint import Work, weights_of
 from lorafit.train.plan import SPARE_BYTES, SPARE_RECOMPUTED, SPARE_SHAPES, SPARE_SHARE, Choice, make_plan
 from lorafit.train.planned import tracer
+from lorafit.train.sizes import Rows
 
 GB = 10**9
 ROWS = Rows(np.full(320, 400), np.full(320, 150))
@@ -219,7 +220,9 @@ def test_the_loss_never_holds_whole_logits_unless_computed_plainly(facts_for):
 
 def test_facts_come_back_from_json_as_they_were(facts):
     facts.activations_a_token(False)
-    again = Facts.from_dict(json.loads(json.dumps(facts.to_dict())), trace=lambda recompute: pytest.fail("traced"))
+    again = Facts.from_dict(
+        json.loads(json.dumps(facts.to_dict())), ROWS, trace=lambda recompute: pytest.fail("traced")
+    )
     assert again.to_dict() == facts.to_dict()
     settled = make_plan(recipe("train.gradient_checkpointing=false"), again, device())
     assert settled.to_dict() == make_plan(recipe("train.gradient_checkpointing=false"), facts, device()).to_dict()

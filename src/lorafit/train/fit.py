@@ -30,7 +30,15 @@ from lorafit.train.memory import peak_memory_bytes, release_memory
 from lorafit.train.plan import Plan
 from lorafit.train.planned import plan_run
 from lorafit.train.resume import computed_with, newest_whole_checkpoint, put_back, what_differs, write_texts
-from lorafit.train.rows import AnyPrepared, OtherRows, fingerprint, longest_row, prepare_others, train_places
+from lorafit.train.rows import (
+    AnyPrepared,
+    OtherRows,
+    fingerprint,
+    longest_row,
+    prepare_others,
+    rows_to_train_on,
+    train_places,
+)
 from lorafit.train.saving import PatientSaving, reason_of
 from lorafit.train.signals import StopOnSignal
 from lorafit.train.start import start
@@ -128,7 +136,7 @@ def _train(
         notice(resolved.notice)
     recipe = recipe.with_context(lambda: context_of(resolved, trust_remote_code=recipe.model.trust_remote_code))
     tokenizer = load_tokenizer(resolved, trust_remote_code=recipe.model.trust_remote_code)
-    prepared = TASKS[recipe.task].prepare(recipe, tokenizer)
+    prepared = rows_to_train_on(recipe, tokenizer)
     on_summary(prepared.summary)
     if isinstance(prepared, Prepared | PreparedSeq2Seq):
         check_references(metrics, (row.answer for row in prepared.held_out_rows if row.answer))

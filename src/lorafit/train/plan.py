@@ -241,8 +241,8 @@ class _Estimate:
             margin += READ_BYTES if self.device.kind == "cpu" else whole
         # tensor by tensor, which a file may hold in float32 beside the one it becomes; else mapped
         read = FLOAT_BYTES if facts.converted else facts.dtype.itemsize if choice.quantize != "none" else 0
-        loading = facts.program + base + facts.weights.largest * read + (SPARE_BYTES if read else 0)
-        memory = Memory(facts.program, base, training, peak, head, int(margin), loading)
+        loading = facts.program_bytes + base + facts.weights.largest * read + (SPARE_BYTES if read else 0)
+        memory = Memory(facts.program_bytes, base, training, peak, head, int(margin), loading)
         return Tried(choice, memory, self.seconds(choice), memory.peak <= self.limit)
 
     def seconds(self, choice: Choice) -> float:

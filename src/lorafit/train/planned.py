@@ -1,33 +1,27 @@
-"""The plan of a recipe: what is trained, on which rows, on this machine or another."""
+"""The plan of a run whose rows are prepared, and what any plan follows from."""
 
 from collections.abc import Callable
+from importlib import import_module
 from typing import TYPE_CHECKING
 
-import psutil
 import torch
 
 from lorafit.errors import ConfigError, PlanError
-from lorafit.models import (
-    ResolvedModel,
-    architecture,
-    context_of,
-    dtype_on,
-    is_quantized_already,
-    pick_device,
-    resolve,
-    stored_as,
-)
+from lorafit.models import ResolvedModel, architecture, dtype_on, is_quantized_already, pick_device, stored_as
 from lorafit.recipe import Recipe
-from lorafit.train.devices import Device, this_device
-from lorafit.train.facts import Facts, Rows
+from lorafit.train.devices import Device, known_device, this_device
+from lorafit.train.facts import Facts
 from lorafit.train.plan import Plan, make_plan
-from lorafit.train.remembered import place_of, recall, remember
+from lorafit.train.remembered import facts_place, recall, remember
+from lorafit.train.sizes import Rows, resident_bytes
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
     from lorafit.train.footprint import Work
 
+# what training imports and a plan does not: the Trainer, accelerate, and where they are PEFT and bitsandbytes
+TRAINER_BYTES = 60 * 2**20
 TRACED_TOKENS = 512  # the most of a document that is traced; a longer one is in proportion
 
 
@@ -44,45 +38,40 @@ def plan_run(recipe: Recipe, resolved: ResolvedModel, rows: "Dataset", device: D
         PlanError: The model's code is not transformers' own, or cannot be traced without weights.
     """
     device = device or device_of(recipe)
-    return make_plan(recipe, facts_of(recipe, resolved, rows, device), device)
+    sizes = Rows.of(rows, pairs=recipe.task == "seq2seq")
+    return make_plan(recipe, facts_of(recipe, resolved, sizes, device, program=resident_bytes()), device)
 
 
-def plan_recipe(recipe: Recipe, device: Device | None = None, *, on_message: Callable[[str], None]) -> Plan:
-    """The same from the recipe alone: model and rows are found and prepared, unless an earlier plan has done so.
+def plan_sizes(recipe: Recipe, resolved: ResolvedModel, rows: Rows, gpu: str | None, *, program_besides: int) -> Plan:
+    """The same from the sizes of the rows; what was found before is taken from the cache.
 
     Args:
         recipe: the settings.
-        device: another machine's; None is the one at hand.
-        on_message: takes a line for the user before long work.
+        resolved: the base model; only its config is read.
+        rows: sizes of the training rows.
+        gpu: a name of the table of devices; None is the machine at hand.
+        program_besides: bytes of this process that `rows` counts.
 
     Raises:
-        LorafitError: Anything wrong with settings, rows or model.
+        ConfigError: No such device, or not in the recipe's dtype.
+        PlanError: See `plan_run`.
     """
-    resolved = resolve(recipe.model.name, revision=recipe.model.revision, on_message=on_message)
-    recipe = recipe.with_context(lambda: context_of(resolved, trust_remote_code=recipe.model.trust_remote_code))
-    device = device_of(recipe) if device is None else in_dtype_of(device, recipe)
-    place = place_of(recipe, resolved, device)
+    device = device_of(recipe) if gpu is None else in_dtype_of(known_device(gpu), recipe)
+    place = facts_place(recipe, resolved, device)
     known = recall(place)
     if known is None:
-        facts = facts_of(recipe, resolved, _training_rows(recipe, resolved), device)
+        import_module("lorafit.train.footprint")  # counts with the program
+        facts = facts_of(recipe, resolved, rows, device, program=resident_bytes() - program_besides + TRAINER_BYTES)
     else:
 
         def trace(recompute: bool) -> float:
-            return tracer(work_of(recipe, resolved, device), facts.rows)(recompute)
+            return tracer(work_of(recipe, resolved, device), rows)(recompute)
 
-        facts = Facts.from_dict(known, trace)
+        facts = Facts.from_dict(known, rows, trace)
     plan = make_plan(recipe, facts, device)
     if facts.to_dict() != known:
         remember(place, facts.to_dict())
     return plan
-
-
-def _training_rows(recipe: Recipe, resolved: ResolvedModel) -> "Dataset":
-    from lorafit.models import load_tokenizer
-    from lorafit.train.tasks import TASKS
-
-    tokenizer = load_tokenizer(resolved, trust_remote_code=recipe.model.trust_remote_code)
-    return TASKS[recipe.task].prepare(recipe, tokenizer).train
 
 
 def device_of(recipe: Recipe) -> Device:
@@ -107,20 +96,27 @@ def in_dtype_of(device: Device, recipe: Recipe) -> Device:
     )
 
 
-def facts_of(recipe: Recipe, resolved: ResolvedModel, rows: "Dataset", device: Device) -> Facts:
+def facts_of(recipe: Recipe, resolved: ResolvedModel, rows: Rows, device: Device, *, program: int) -> Facts:
     """What a plan follows from.
+
+    Args:
+        recipe: the settings.
+        resolved: the base model.
+        rows: sizes of the training rows.
+        device: where it runs.
+        program: bytes of Python and its libraries, and of what `rows` does not count.
 
     Raises:
         PlanError: See `plan_run`.
     """
     from lorafit.train.footprint import trains_head, weights_of
 
-    work, sizes = work_of(recipe, resolved, device), Rows.of(rows, pairs=recipe.task == "seq2seq")
+    work = work_of(recipe, resolved, device)
     text = work.config.get_text_config()
     if missing := [name for name in ("hidden_size", "vocab_size", "num_hidden_layers") if not hasattr(text, name)]:
         raise PlanError(f"the config of {resolved.reference} does not tell its {', '.join(missing)}")
     return Facts(
-        rows=sizes,
+        rows=rows,
         weights=weights_of(work),
         hidden_size=text.hidden_size,
         vocabulary=text.vocab_size if work.language_model else 0,
@@ -130,8 +126,8 @@ def facts_of(recipe: Recipe, resolved: ResolvedModel, rows: "Dataset", device: D
         device_type=device.kind,
         stored=stored_as(work.config),
         converted=work.config.dtype not in (None, work.dtype),
-        program=psutil.Process().memory_info().rss if device.kind == "cpu" else 0,
-        trace=tracer(work, sizes),
+        program=program if device.kind == "cpu" else 0,
+        trace=tracer(work, rows),
     )
 
 
