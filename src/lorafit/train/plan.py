@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
+from lorafit.allocator import SHAPES
 from lorafit.errors import RunError
 from lorafit.recipe import Recipe
 from lorafit.recipe.kinds import bytes_of
@@ -19,10 +20,14 @@ from lorafit.train.facts import FLOAT_BYTES, Facts, Weights
 
 GB = 10**9
 BUDGETS = {"cpu": (1024, 512, 256), "elsewhere": (8192, 4096, 2048, 1024, 512, 256)}
-# What allocators hold beyond what is asked of them, measured on Linux (benchmarks/results/memory.json): some, a share
-# of what is traced, and more with checkpointing, which takes and gives back a layer's activations again and again.
-SPARE_BYTES, SPARE_SHARE, SPARE_RECOMPUTED = 48 * 2**20, 0.07, 96 * 2**20
-SPARE_SHAPES = 128 * 2**20  # held by oneDNN for the shapes of products in half precision that it remembers
+# What is held beyond what is asked for, measured on Linux (benchmarks/results/memory.json): by the Trainer, the
+# optimizer and pages of libraries; by the allocator, a share of what is traced: holes between pieces of micro-batches
+# that differ in size.
+SPARE_BYTES, SPARE_SHARE = 86 * 2**20, 0.15
+# Each shape of a product in half precision that oneDNN remembers holds 0.30 to 0.48 MB, whatever its sizes; a few packs
+# fill its cache.
+SPARE_SHAPES = int(SHAPES["ONEDNN_PRIMITIVE_CACHE_CAPACITY"]) * 365_000
+SPARE_LOADING = 48 * 2**20
 READ_BYTES = 16 * 2**20  # of a quantized weight at a time
 SLOWER = {"none": 1.0, "int8": 1.05, "nf4": 1.1}  # a step beside unquantized weights
 RECOMPUTED = 1.5  # work of the body, forward once more
@@ -234,14 +239,13 @@ class _Estimate:
         base = facts.weights.base_bytes(facts.stored or choice.quantize, facts.dtype)
         training = facts.weights.training_bytes(self.train.optim)
         margin = SPARE_BYTES + SPARE_SHARE * (peak + head + training)
-        margin += SPARE_RECOMPUTED if recompute else 0
         margin += SPARE_SHAPES if self.device.kind == "cpu" and facts.dtype.itemsize < 4 else 0
         if (facts.stored or choice.quantize) != "none":  # read in blocks on a processor, whole on a device
             whole = facts.weights.largest * (4 + facts.dtype.itemsize)
             margin += READ_BYTES if self.device.kind == "cpu" else whole
         # tensor by tensor, which a file may hold in float32 beside the one it becomes; else mapped
         read = FLOAT_BYTES if facts.converted else facts.dtype.itemsize if choice.quantize != "none" else 0
-        loading = facts.program_bytes + base + facts.weights.largest * read + (SPARE_BYTES if read else 0)
+        loading = facts.program_bytes + base + facts.weights.largest * read + (SPARE_LOADING if read else 0)
         memory = Memory(facts.program_bytes, base, training, peak, head, int(margin), loading)
         return Tried(choice, memory, self.seconds(choice), memory.peak <= self.limit)
 
