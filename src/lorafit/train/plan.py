@@ -11,7 +11,6 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
-from lorafit.allocator import SHAPES
 from lorafit.errors import RunError
 from lorafit.recipe import Recipe
 from lorafit.recipe.kinds import bytes_of
@@ -20,13 +19,12 @@ from lorafit.train.facts import FLOAT_BYTES, Facts, Weights
 
 GB = 10**9
 BUDGETS = {"cpu": (1024, 512, 256), "elsewhere": (8192, 4096, 2048, 1024, 512, 256)}
-# What is held beyond what is asked for, measured on Linux (benchmarks/results/memory.json): by the Trainer, the
-# optimizer and pages of libraries; by the allocator, a share of what is traced: holes between pieces of micro-batches
-# that differ in size.
-SPARE_BYTES, SPARE_SHARE = 86 * 2**20, 0.15
-# Each shape of a product in half precision that oneDNN remembers holds 0.30 to 0.48 MB, whatever its sizes; a few packs
-# fill its cache.
-SPARE_SHAPES = int(SHAPES["ONEDNN_PRIMITIVE_CACHE_CAPACITY"]) * 365_000
+# What is held beyond what is asked for: by the Trainer, libraries' pages and what reading left; and a share of what is
+# traced, holes between pieces of micro-batches that differ in size. Measured on Linux (benchmarks/results/memory.json).
+SPARE_BYTES, SPARE_SHARE = 104 * 2**20, 0.1
+# The same in half precision on a processor. oneDNN remembers 256 shapes of products, 0.3 to 0.5 MB each, whatever the
+# sizes of the product; they lie between the pieces of a micro-batch and leave more holes: with 8 there were none.
+SPARE_HALF_BYTES, SPARE_HALF_SHARE = 120 * 2**20, 0.2
 SPARE_LOADING = 48 * 2**20
 READ_BYTES = 16 * 2**20  # of a quantized weight at a time
 SLOWER = {"none": 1.0, "int8": 1.05, "nf4": 1.1}  # a step beside unquantized weights
@@ -238,8 +236,9 @@ class _Estimate:
         head = max(facts.head_bytes(labels), facts.trial_bytes() - peak)
         base = facts.weights.base_bytes(facts.stored or choice.quantize, facts.dtype)
         training = facts.weights.training_bytes(self.train.optim)
-        margin = SPARE_BYTES + SPARE_SHARE * (peak + head + training)
-        margin += SPARE_SHAPES if self.device.kind == "cpu" and facts.dtype.itemsize < 4 else 0
+        half = self.device.kind == "cpu" and facts.dtype.itemsize < FLOAT_BYTES
+        spare, share = (SPARE_HALF_BYTES, SPARE_HALF_SHARE) if half else (SPARE_BYTES, SPARE_SHARE)
+        margin = spare + share * (peak + head)
         if (facts.stored or choice.quantize) != "none":  # read in blocks on a processor, whole on a device
             whole = facts.weights.largest * (4 + facts.dtype.itemsize)
             margin += READ_BYTES if self.device.kind == "cpu" else whole
