@@ -155,8 +155,10 @@ def test_a_tensor_at_a_time_is_read_unless_the_files_are_mapped_as_they_are(fact
         memory = make_plan(recipe(*sets), facts_for(**changes), device(1000 * GB)).chosen.memory
         return max(memory.loading - memory.program - memory.weights - SPARE_LOADING, 0)
 
-    largest = facts_for().weights.largest * 4
-    assert (loading(), loading(converted=True), loading("model.quantize=nf4")) == (0, largest, largest)
+    largest, linear = (4 * size for size in (facts_for().weights.largest, facts_for().weights.largest_linear))
+    assert largest == 4 * 32_000 * 2048 and linear == 4 * 2048 * 8192
+    # an embedding is held as it was read, where only linear layers change
+    assert (loading(), loading(converted=True), loading("model.quantize=nf4")) == (0, largest, linear)
     # of a float32 file a tensor lies beside what it becomes
     assert loading(converted=True, dtype=torch.bfloat16) == largest
 

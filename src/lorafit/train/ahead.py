@@ -1,6 +1,5 @@
 """The plan of a recipe before anything of it is loaded."""
 
-import importlib
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import replace
@@ -36,16 +35,15 @@ def plan_recipe(recipe: Recipe, device: str | None = None, *, on_message: Callab
     known = recall(place)
     preparing = beside(_prepared, recipe, resolved) if known is None else nullcontext(partial(Rows.from_dict, known))
     with preparing as sizes:
-        from lorafit.train.planned import plan_sizes  # torch, before which a fork is safe
+        from lorafit.train.planned import look_at, plan_sizes  # torch, before which a fork is safe
 
-        if known is None:
-            importlib.import_module("lorafit.train.footprint")  # transformers' models
+        model = look_at(recipe, resolved, device, trace=True) if known is None else None
         before = resident_bytes()
         rows = sizes()
         grown = max(resident_bytes() - before, 0)  # where they were prepared here
     if known is None:
         remember(place, rows.to_dict())
-    return plan_sizes(recipe, resolved, rows, device, program_besides=grown)
+    return plan_sizes(recipe, resolved, rows, device, model, program_besides=grown)
 
 
 def _prepared(recipe: Recipe, resolved: ResolvedModel) -> Rows:

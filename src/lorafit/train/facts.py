@@ -27,6 +27,7 @@ class Weights:
         linear: those of them in linear layers that quantization takes.
         trained: of the adapter, and of what is trained with it.
         largest: in one tensor.
+        largest_linear: in one of those that quantization takes.
         decoder: of `linear`, those in the decoder of an encoder-decoder, which sources do not pass; else 0.
     """
 
@@ -34,6 +35,7 @@ class Weights:
     linear: int
     trained: int
     largest: int
+    largest_linear: int
     decoder: int = 0
 
     def base_bytes(self, quantize: str, dtype: torch.dtype) -> int:

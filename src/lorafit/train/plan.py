@@ -242,9 +242,12 @@ class _Estimate:
         if (facts.stored or choice.quantize) != "none":  # read in blocks on a processor, whole on a device
             whole = facts.weights.largest * (4 + facts.dtype.itemsize)
             margin += READ_BYTES if self.device.kind == "cpu" else whole
-        # tensor by tensor, which a file may hold in float32 beside the one it becomes; else mapped
-        read = FLOAT_BYTES if facts.converted else facts.dtype.itemsize if choice.quantize != "none" else 0
-        loading = facts.program_bytes + base + facts.weights.largest * read + (SPARE_LOADING if read else 0)
+        read = 0  # tensor by tensor, beside what it becomes; else a file is mapped, or a tensor taken as it was read
+        if facts.converted:
+            read = facts.weights.largest * FLOAT_BYTES
+        elif choice.quantize != "none":
+            read = facts.weights.largest_linear * facts.dtype.itemsize
+        loading = facts.program_bytes + base + read + (SPARE_LOADING if read else 0)
         memory = Memory(facts.program_bytes, base, training, peak, head, int(margin), loading)
         return Tried(choice, memory, self.seconds(choice), memory.peak <= self.limit)
 
