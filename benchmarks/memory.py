@@ -117,7 +117,7 @@ def worker(name: str, folder: Path, dtype: str) -> None:
         raise SystemExit(f"{name} failed:\n{done.stderr}")
 
 
-def dtype_of(asked: str) -> str:
+def dtype_of(asked) -> str:
     from lorafit.models import dtype_on, pick_device
 
     return str(dtype_on(asked, pick_device())).removeprefix("torch.")

@@ -43,7 +43,7 @@ class Rows(Protocol):
     def summary(self) -> Summary | ClassSummary | TagSummary: ...  # noqa: D102
 
 
-RowsT = TypeVar("RowsT", bound=Rows)
+RowsT = TypeVar("RowsT", bound=Rows, contravariant=True)
 
 
 class Task(Protocol, Generic[RowsT]):
