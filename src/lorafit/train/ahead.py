@@ -7,7 +7,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from lorafit.beside import beside
-from lorafit.models import ResolvedModel, load_tokenizer, resolve
+from lorafit.models import ResolvedModel, context_of, load_tokenizer, resolve
 from lorafit.recipe import Recipe
 from lorafit.train.remembered import recall, remember, rows_place
 from lorafit.train.sizes import Rows, resident_bytes
@@ -52,8 +52,10 @@ def _prepared(recipe: Recipe, resolved: ResolvedModel) -> Rows:
 
     from lorafit.train.rows import rows_to_train_on
 
+    trusts = recipe.model.trust_remote_code
+    recipe = recipe.with_context(lambda: context_of(resolved, trust_remote_code=trusts))
     before = resident_bytes()
-    tokenizer = load_tokenizer(resolved, trust_remote_code=recipe.model.trust_remote_code)
+    tokenizer = load_tokenizer(resolved, trust_remote_code=trusts)
     rows = rows_to_train_on(recipe, tokenizer)
     sizes = Rows.of(rows.train, pairs=recipe.task == "seq2seq")
     return replace(sizes, held=max(resident_bytes() - before, 0))

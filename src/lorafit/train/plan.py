@@ -20,7 +20,7 @@ from lorafit.train.facts import FLOAT_BYTES, Facts, Weights
 GB = 10**9
 BUDGETS = {"cpu": (1024, 512, 256), "elsewhere": (8192, 4096, 2048, 1024, 512, 256)}
 # What is held beyond what is asked for: by the Trainer, libraries' pages and what reading left; and a share of what is
-# traced, holes between pieces of micro-batches that differ in size. Measured on Linux (benchmarks/results/memory*.json).
+# traced, holes between pieces of micro-batches that differ in size. Measured on Linux (benchmarks/memory.py).
 SPARE_BYTES, SPARE_SHARE = 104 * 2**20, 0.1
 # The same in half precision on a processor. oneDNN remembers 256 shapes of products, 0.3 to 0.5 MB each, whatever the
 # sizes of the product; they lie between the pieces of a micro-batch and leave more holes: with 8 there were none.
