@@ -2,6 +2,7 @@
 
     pip install -e '.[demo,bench]'
     python benchmarks/memory.py --data alpaca_en_demo.json     # about 25 minutes
+    python benchmarks/memory.py --data alpaca_en_demo.json --dtype fp32 --output memory_fp32.json
     python benchmarks/memory.py --draw                         # the figure again, from the file
 
 Each setting is a process of its own that trains two steps on all of a few rows, so that the largest micro-batch of the
@@ -63,6 +64,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, help="instruction rows, in any format that lorafit reads")
     parser.add_argument("--only", type=int, nargs="+", help="numbers of settings to measure again")
+    parser.add_argument("--dtype", default="auto", choices=["auto", "bf16", "fp32"], help="as model.dtype")
     parser.add_argument("--draw", action="store_true", help="only draw what --output holds")
     parser.add_argument("--output", type=Path, default=RESULTS / "memory.json", help="the figure goes beside it")
     parser.add_argument("--worker", help=argparse.SUPPRESS)
@@ -71,7 +73,7 @@ def main() -> None:
     if arguments.worker == "llama":
         make_llama(arguments.folder)
     elif arguments.worker:
-        measure(Setting(**json.loads(arguments.worker)), arguments.folder)
+        measure(Setting(**json.loads(arguments.worker)), arguments.folder, arguments.dtype)
     elif arguments.data:
         compare(arguments)
     if arguments.draw or arguments.data:
@@ -86,10 +88,10 @@ def compare(arguments) -> None:
         longest = sorted(rows, key=lambda row: -len(json.dumps(row)))  # some long ones, most of usual length
         (folder / "rows.json").write_text(json.dumps(longest[20:25] + rows[: ROWS - 5]), encoding="utf-8")
         (folder / "held_out.json").write_text(json.dumps(rows[-4:]), encoding="utf-8")
-        worker("llama", folder)
+        worker("llama", folder, arguments.dtype)
         for number in arguments.only or range(len(SETTINGS)):
             setting = SETTINGS[number]
-            worker(json.dumps(asdict(setting)), folder)
+            worker(json.dumps(asdict(setting)), folder, arguments.dtype)
             record = json.loads((folder / "run" / "run.json").read_text(encoding="utf-8"))
             planned, measured = record["plan"]["predicted_peak_bytes"], record["figures"]["peak_memory_bytes"]
             points.append(
@@ -102,16 +104,23 @@ def compare(arguments) -> None:
         known = json.loads(arguments.output.read_text(encoding="utf-8"))["points"]
         again = dict(zip(arguments.only, points, strict=True))
         points = [again.get(number, point) for number, point in enumerate(known)]
-    report = {"machine": machine(), "points": points, "worst": max(map(abs, map(off, points)))}
+    worst = max(map(abs, map(off, points)))
+    report = {"machine": machine(), "dtype": dtype_of(arguments.dtype), "points": points, "worst": worst}
     arguments.output.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
     print(table(points))
 
 
-def worker(name: str, folder: Path) -> None:
-    command = [sys.executable, __file__, "--worker", name, "--folder", str(folder)]
+def worker(name: str, folder: Path, dtype: str) -> None:
+    command = [sys.executable, __file__, "--worker", name, "--folder", str(folder), "--dtype", dtype]
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
         raise SystemExit(f"{name} failed:\n{done.stderr}")
+
+
+def dtype_of(asked) -> str:
+    from lorafit.models import dtype_on, pick_device
+
+    return str(dtype_on(asked, pick_device())).removeprefix("torch.")
 
 
 def off(point: dict) -> float:
@@ -128,7 +137,7 @@ def table(points: list[dict]) -> str:
     return "\n".join(lines)
 
 
-def measure(setting: Setting, folder: Path) -> None:
+def measure(setting: Setting, folder: Path, dtype: str) -> None:
     """Train two steps as `lorafit train` does."""
     from lorafit.allocator import tune_torch
 
@@ -138,6 +147,7 @@ def measure(setting: Setting, folder: Path) -> None:
 
     sets = [
         f"model.quantize={setting.quantize}",
+        f"model.dtype={dtype}",
         f"train.token_budget={setting.token_budget}",
         f"train.gradient_checkpointing={str(setting.checkpointing).lower()}",
         f"lora.r={setting.r}",

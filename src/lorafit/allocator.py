@@ -4,9 +4,9 @@ Measured on 2 cores (AMD EPYC): huge pages make training 3 to 8 % faster and the
 Giving back at once takes 3 to 13 % of a step, and keeps the holes between tensors, which come to gigabytes with
 checkpointing or a quantized model, from counting.
 
-In bfloat16 each shape of a matrix product that oneDNN remembers holds memory (1,000 rows with 2,048 x 640 weights: 4
-MB), and packs of rows come in ever new shapes. It keeps 1,024 by itself: 40 packs of Gemma 3 270M filled 1 GB, and more
-came. With 256 they take 0.3 GB and a step is as fast; with 64 a pack of 24 documents takes 1.4 times as long.
+In bfloat16 each shape of a matrix product that oneDNN remembers holds 0.3 to 0.5 MB, which also leave holes between
+tensors, and packs of rows come in ever new shapes. It keeps 1,024 by itself: 40 packs of Gemma 3 270M filled 1 GB, and
+more came. With 256 they take 0.3 GB and a step is as fast; with 64 a pack of 24 documents takes 1.4 times as long.
 """
 
 import ctypes

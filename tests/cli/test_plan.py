@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from command_lines import run, run_json
 
-from lorafit.train import planned, remembered
+from lorafit.train import ahead, remembered
 
 
 @pytest.fixture
@@ -54,7 +54,7 @@ def test_the_same_question_again_reads_no_rows_and_traces_nothing(
     capsys: pytest.CaptureFixture[str], command, tiny_rows: Path, monkeypatch: pytest.MonkeyPatch
 ):
     first = run_json(capsys, *command)
-    monkeypatch.setattr(planned, "_training_rows", lambda *args: pytest.fail("the rows were read"))
+    monkeypatch.setattr(ahead, "_prepared", lambda *args: pytest.fail("the rows were read"))
     again = run_json(capsys, *command)
     changing = {"predicted_seconds", "assumed_flops", "limit_bytes", "tried"}
     assert {k: v for k, v in again.items() if k not in changing} == {
@@ -62,7 +62,6 @@ def test_the_same_question_again_reads_no_rows_and_traces_nothing(
     }
     more = run_json(capsys, *command, "--memory", "1kB", code=1)  # what was not traced yet is traced now
     assert any(tried["gradient_checkpointing"] for tried in more["tried"])
-    monkeypatch.undo()
     other = run_json(capsys, *command, "--set", "lora.r=32")
     assert other["trained_parameters"] == 2 * first["trained_parameters"]
 
@@ -72,15 +71,18 @@ def test_damaged_or_unwanted_facts_are_found_again(
 ):
     monkeypatch.setenv("LORAFIT_CACHE", str(tmp_path / "cache"))
     first = run_json(capsys, *command)
-    (kept,) = (tmp_path / "cache" / "plans").glob("*.json")
-    assert kept.parent.stat().st_mode & 0o077 == 0
-    kept.write_text("{half")
+    rows, facts = kept = sorted((tmp_path / "cache" / "plans").glob("*.json"), key=lambda file: file.stat().st_mtime)
+    assert facts.parent.stat().st_mode & 0o077 == 0
+    for file in kept:
+        file.write_text("{half")
     assert run_json(capsys, *command)["parts"]["activations"] == first["parts"]["activations"]
-    assert json.loads(kept.read_text())["weights"]["trained"] == first["trained_parameters"]
-    kept.unlink()
+    assert len(json.loads(rows.read_text())["tokens"]) > 0
+    assert json.loads(facts.read_text())["weights"]["trained"] == first["trained_parameters"]
+    for file in kept:
+        file.unlink()
     run_json(capsys, *command, "--set", "data.cache=false")
-    assert not kept.exists()
+    assert not rows.exists() and not facts.exists()
     monkeypatch.setattr(remembered, "KEPT", 1)
     run_json(capsys, *command)
     run_json(capsys, *command, "--set", "lora.r=32")
-    assert len(list(kept.parent.glob("*.json"))) == 1
+    assert len(list(facts.parent.glob("*.json"))) == 1

@@ -15,7 +15,7 @@ from lorafit.train.batches import StepCollator, pad
 from lorafit.train.classification import ClassificationLoss
 from lorafit.train.fast import PLAIN, choose_fast_path
 from lorafit.train.first_tokens import FirstTokenLayer
-from lorafit.train.tasks import class_weights
+from lorafit.train.rows import class_weights
 
 POOLED = {
     "bert": "first", "roberta": "first", "electra": "first", "modernbert": "first",

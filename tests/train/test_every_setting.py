@@ -29,8 +29,8 @@ from lorafit.recipe.explain import PATHS
 from lorafit.run import Run
 from lorafit.train import train
 from lorafit.train.arguments import training_arguments
-from lorafit.train.rows import prepare_others
-from lorafit.train.tasks import class_weights, task_of
+from lorafit.train.rows import class_weights, prepare_others
+from lorafit.train.tasks import task_of
 from lorafit.train.trainer import LoraTrainer
 
 

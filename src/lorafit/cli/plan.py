@@ -54,11 +54,9 @@ def plan(
             allow_pickle=allow_pickle or None,
         )
         with collection_paused():
-            from lorafit.train.devices import known_device
-            from lorafit.train.planned import plan_recipe
+            from lorafit.train.ahead import plan_recipe
 
-            elsewhere = None if device is None else known_device(device)
-            made = plan_recipe(settings, elsewhere, on_message=lambda line: out.console.print(line, markup=False))
+            made = plan_recipe(settings, device, on_message=lambda line: out.console.print(line, markup=False))
         names = ", ".join(Path(file).name for file in settings.data.train_files)
         show_plan(out.console, made, f"{settings.model.name}, {names}", explain=explain)
         for note in settings.recipe_notes:

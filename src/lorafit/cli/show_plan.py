@@ -95,6 +95,6 @@ def _alternatives(plan: "Plan") -> Any:
     for heading in ("settings", "GB", "time", ""):
         table.add_column(heading, justify="right" if heading in ("GB", "time") else "left")
     for tried in plan.tried:
-        verdict = "taken" if tried is plan.chosen else "fits" if tried.fits else "too much"
+        verdict = "too much" if tried is not plan.chosen else "taken" if plan.fits else "the least"
         table.add_row(str(tried.choice), f"{tried.memory.peak / GB:.2f}", duration(tried.seconds), verdict)
     return table

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
-import psutil
 import torch
 from safetensors import safe_open
 from torch import Tensor, nn
@@ -29,9 +28,10 @@ from lorafit.lora.plain import term_by_term
 from lorafit.models import ResolvedModel
 from lorafit.recipe import Recipe
 from lorafit.train.devices import Device
-from lorafit.train.facts import FLOAT_BYTES, Facts, Rows, Weights
+from lorafit.train.facts import FLOAT_BYTES, Facts, Weights
 from lorafit.train.footprint import Allocated, explained, recompute_activations
 from lorafit.train.plan import RECOMPUTED
+from lorafit.train.sizes import Rows, resident_bytes
 
 CLIP_TOKENS = 77
 
@@ -75,7 +75,7 @@ def picture_facts(recipe: Recipe, resolved: ResolvedModel, rows: PictureRows, de
         device_type=device.kind,
         stored=None,
         converted=stored_dtype(work.files.path / work.files.family.denoiser) != device.dtype,
-        program=psutil.Process().memory_info().rss if on_cpu else 0,
+        program=resident_bytes() if on_cpu else 0,
         trace=lambda recompute: work.traced(recompute)[0] / longest,
         preparing=work.preparing(),
         evaluating=work.drawing(),
@@ -106,9 +106,10 @@ class PictureWork:
             model = self._model()
             parameters = list(model.parameters())
             trained = sum(p.numel() for p in parameters if p.requires_grad)
-            linear = sum(m.weight.numel() for m in model.modules() if isinstance(m, nn.Linear))
+            linear = [m.weight.numel() for m in model.modules() if isinstance(m, nn.Linear)]
             largest = max(p.numel() for p in parameters if not p.requires_grad)
-            return Weights(sum(p.numel() for p in parameters) - trained, linear, trained, largest)
+            frozen = sum(p.numel() for p in parameters) - trained
+            return Weights(frozen, sum(linear), trained, largest, max(linear))
 
     def traced(self, recompute: bool) -> tuple[int, int]:
         """Most bytes of a picture's forward and backward, beyond the weights, and their FLOPs."""

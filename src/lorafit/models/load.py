@@ -11,10 +11,10 @@ from lorafit.models.quantize import (
     Quantize,
     check_quantized,
     is_quantized_already,
-    one_tensor_at_a_time,
     quantization_config,
     read_by_lorafit,
 )
+from lorafit.models.reading import one_tensor_at_a_time
 from lorafit.models.resolve import ResolvedModel
 from lorafit.models.source import explained, source_of
 from lorafit.quiet import without_load_report

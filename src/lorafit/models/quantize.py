@@ -1,9 +1,6 @@
 """Base weights in 4 or 8 bits, in bitsandbytes' formats: every linear layer but the head."""
 
-import contextlib
-import importlib
 import importlib.util
-from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, Literal
 
 from lorafit.errors import MissingExtraError, ModelError
@@ -79,29 +76,6 @@ def is_quantized_already(config: "PreTrainedConfig", quantize: Quantize, referen
     if importlib.util.find_spec("bitsandbytes") is None:
         raise MissingExtraError(f"{reference} is quantized by bitsandbytes: pip install 'lorafit[quant]'")
     return True
-
-
-@contextlib.contextmanager
-def one_tensor_at_a_time(changed: bool) -> Iterator[None]:
-    """Within the block transformers reads safetensors files tensor by tensor, if weights are `changed` on the way.
-
-    It maps the files into memory otherwise, which costs nothing where the weights stay as they are; but all of a mapped
-    file that was read counts as used while one of its tensors stays.
-    """
-    if not changed:
-        yield
-        return
-    modeling_utils: Any = importlib.import_module("transformers.modeling_utils")
-    mapped = modeling_utils.safe_open
-
-    def read(file: Any, **options: Any) -> Any:
-        return mapped(file, **{**options, "backend": "pread"})
-
-    modeling_utils.safe_open = read
-    try:
-        yield
-    finally:
-        modeling_utils.safe_open = mapped
 
 
 def read_by_lorafit(model: "PreTrainedModel") -> None:

@@ -2,16 +2,12 @@
 
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any
 
-import numpy as np
 import torch
 
 from lorafit.kernels.linear_cross_entropy import block_for
-from lorafit.train.batches import IGNORED
-
-if TYPE_CHECKING:
-    from datasets import Dataset
+from lorafit.train.sizes import Rows
 
 # bytes a weight: NF4 holds two in a byte, a scale of a byte for 64 of them and a float for 256 scales
 _FOUR_BITS = 0.5 + 1 / 64 + 4 / (64 * 256)
@@ -31,6 +27,7 @@ class Weights:
         linear: those of them in linear layers that quantization takes.
         trained: of the adapter, and of what is trained with it.
         largest: in one tensor.
+        largest_linear: in one of those that quantization takes.
         decoder: of `linear`, those in the decoder of an encoder-decoder, which sources do not pass; else 0.
     """
 
@@ -38,6 +35,7 @@ class Weights:
     linear: int
     trained: int
     largest: int
+    largest_linear: int
     decoder: int = 0
 
     def base_bytes(self, quantize: str, dtype: torch.dtype) -> int:
@@ -48,49 +46,6 @@ class Weights:
     def training_bytes(self, optim: str) -> int:
         """The trained weights and their gradients in float32, and the optimizer's averages."""
         return int(self.trained * (2 * FLOAT_BYTES + OPTIMIZER_BYTES.get(optim, 2 * FLOAT_BYTES)))
-
-
-@dataclass(frozen=True)
-class Rows:
-    """Sizes of the training rows, each array (rows,): tokens read, and labels."""
-
-    tokens: np.ndarray
-    labels: np.ndarray
-    unit: ClassVar[str] = "tokens"
-
-    @classmethod
-    def of(cls, rows: "Dataset", *, pairs: bool = False) -> "Rows":
-        """Read them from prepared rows; of `pairs` of source and target the labels are read, too."""
-        tokens, labels = [], []
-        for batch in rows.with_format("arrow").iter(1000):
-            ids, marks = (batch[name].combine_chunks() for name in ("input_ids", "labels"))  # type: ignore[call-overload, index, union-attr]
-            tokens.append(ids.value_lengths().to_numpy(zero_copy_only=False))
-            ends = np.cumsum(marks.value_lengths().to_numpy(zero_copy_only=False))
-            trained = np.cumsum(marks.flatten().to_numpy(zero_copy_only=False) != IGNORED)
-            labels.append(np.diff(np.concatenate([[0], trained])[np.concatenate([[0], ends])]))
-        read, trained = np.concatenate(tokens), np.concatenate(labels)
-        return cls(read + trained if pairs else read, trained)
-
-    @property
-    def target_share(self) -> float:
-        """Of the longest row, the share that is its label."""
-        longest = int(self.tokens.argmax())
-        return float(self.labels[longest] / self.tokens[longest])
-
-    def heaviest(self, budget: int, rows: int) -> tuple[int, int]:
-        """Most tokens, and most labels, of a micro-batch: the longest rows, or the most labelled, that fit."""
-        return self._packed(self.tokens, budget, rows)[0], self._packed(self.labels, budget, rows)[1]
-
-    def _packed(self, by: np.ndarray, budget: int, rows: int) -> tuple[int, int]:
-        total = labels = count = 0
-        for index in np.argsort(-by, kind="stable"):
-            size = int(self.tokens[index])
-            if count and (total + size > budget or count == rows):
-                continue
-            total, labels, count = total + size, labels + int(self.labels[index]), count + 1
-            if total >= budget or count == rows:
-                break
-        return total, labels
 
 
 @dataclass
@@ -108,7 +63,8 @@ class Facts:
         device_type: torch's.
         stored: how the checkpoint is quantized already; None for one that is not.
         converted: whether its files hold another dtype; else they are mapped into memory as they are.
-        program: bytes of Python and its libraries, tokenizer and rows; 0 on a device of its own.
+        program: bytes of Python and its libraries, and of tokenizer and rows where `rows` does not count them; 0 on a
+            device of its own.
         preparing: bytes at another moment, before the model is loaded: encoding pictures.
         evaluating: bytes beyond the weights at another moment: drawing samples.
         work: FLOPs of forward and backward a token, where the number of weights does not tell them.
@@ -139,6 +95,11 @@ class Facts:
             self.traced[recompute] = self.trace(recompute)
         return self.traced[recompute]
 
+    @property
+    def program_bytes(self) -> int:
+        """Of Python and its libraries, tokenizer and rows."""
+        return self.program + self.rows.held if self.program else 0
+
     def head_bytes(self, labels: int) -> int:
         """Most memory that the loss of `labels` positions takes beyond what the body keeps."""
         width = self.dtype.itemsize
@@ -161,9 +122,8 @@ class Facts:
         return logits + int(self.activations_a_token(recompute=False) * TRIED_TOKENS)
 
     def to_dict(self) -> dict[str, Any]:
-        """As JSON values."""
+        """As JSON values, without the rows, which are kept by themselves."""
         return {
-            "rows": {"tokens": self.rows.tokens.tolist(), "labels": self.rows.labels.tolist()},
             "weights": asdict(self.weights),
             "hidden_size": self.hidden_size,
             "vocabulary": self.vocabulary,
@@ -181,10 +141,9 @@ class Facts:
         }
 
     @classmethod
-    def from_dict(cls, values: dict[str, Any], trace: Callable[[bool], float]) -> "Facts":
-        """What `to_dict` gave."""
+    def from_dict(cls, values: dict[str, Any], rows: Rows, trace: Callable[[bool], float]) -> "Facts":
+        """What `to_dict` gave, of a model that is trained on `rows`."""
         traced = {name == "True": found for name, found in values["traced"].items()}
-        rows = Rows(**{name: np.array(sizes, dtype=np.int64) for name, sizes in values["rows"].items()})
         plain = "hidden_size", "vocabulary", "whole_logits", "fast", "device_type", "stored", "converted", "program"
         plain += "preparing", "evaluating", "work"
         kept = {name: values[name] for name in plain}

@@ -84,13 +84,13 @@ def weights_of(work: Work) -> Weights:
         kept = {id(m) for m in (model.get_output_embeddings(),) if m is not None}
         linear = _linear_weights(model, kept)
         largest = max(p.numel() for p in parameters if not p.requires_grad)
-        decoder = _linear_weights(model.get_decoder(), kept) if work.encodes else 0
-    return Weights(everything, linear, trained, largest, decoder)
+        decoder = _linear_weights(model.get_decoder(), kept) if work.encodes else []
+    return Weights(everything, sum(linear), trained, largest, max(linear, default=0), sum(decoder))
 
 
-def _linear_weights(module: Any, kept: set[int]) -> int:
-    """Weights of the linear layers in a module, but of those kept out by their id."""
-    return sum(m.get_parameter("weight").numel() for m in module.modules() if _is_linear(m) and id(m) not in kept)
+def _linear_weights(module: Any, kept: set[int]) -> list[int]:
+    """Weights of each linear layer in a module, but of those kept out by their id."""
+    return [m.get_parameter("weight").numel() for m in module.modules() if _is_linear(m) and id(m) not in kept]
 
 
 def trains_head(work: Work) -> bool:

@@ -19,10 +19,13 @@ from lorafit.train.facts import FLOAT_BYTES, Facts, Weights
 
 GB = 10**9
 BUDGETS = {"cpu": (1024, 512, 256), "elsewhere": (8192, 4096, 2048, 1024, 512, 256)}
-# What allocators hold beyond what is asked of them, measured on Linux (benchmarks/results/memory.json): some, a share
-# of what is traced, and more with checkpointing, which takes and gives back a layer's activations again and again.
-SPARE_BYTES, SPARE_SHARE, SPARE_RECOMPUTED = 48 * 2**20, 0.07, 96 * 2**20
-SPARE_SHAPES = 128 * 2**20  # held by oneDNN for the shapes of products in half precision that it remembers
+# What is held beyond what is asked for: by the Trainer, libraries' pages and what reading left; and a share of what is
+# traced, holes between pieces of micro-batches that differ in size. Measured on Linux (benchmarks/memory.py).
+SPARE_BYTES, SPARE_SHARE = 104 * 2**20, 0.1
+# The same in half precision on a processor. oneDNN remembers 256 shapes of products, 0.3 to 0.5 MB each, whatever the
+# sizes of the product; they lie between the pieces of a micro-batch and leave more holes: with 8 there were none.
+SPARE_HALF_BYTES, SPARE_HALF_SHARE = 120 * 2**20, 0.2
+SPARE_LOADING = 48 * 2**20
 READ_BYTES = 16 * 2**20  # of a quantized weight at a time
 SLOWER = {"none": 1.0, "int8": 1.05, "nf4": 1.1}  # a step beside unquantized weights
 RECOMPUTED = 1.5  # work of the body, forward once more
@@ -234,17 +237,20 @@ class _Estimate:
         head = max(facts.head_bytes(labels), facts.trial_bytes() - peak)
         base = facts.weights.base_bytes(facts.stored or choice.quantize, facts.dtype)
         training = facts.weights.training_bytes(self.train.optim)
-        margin = SPARE_BYTES + SPARE_SHARE * (peak + head + training)
-        margin += SPARE_RECOMPUTED if recompute else 0
-        margin += SPARE_SHAPES if self.device.kind == "cpu" and facts.dtype.itemsize < 4 else 0
+        half = self.device.kind == "cpu" and facts.dtype.itemsize < FLOAT_BYTES
+        spare, share = (SPARE_HALF_BYTES, SPARE_HALF_SHARE) if half else (SPARE_BYTES, SPARE_SHARE)
+        margin = spare + share * (peak + head)
         if (facts.stored or choice.quantize) != "none":  # read in blocks on a processor, whole on a device
             whole = facts.weights.largest * (4 + facts.dtype.itemsize)
             margin += READ_BYTES if self.device.kind == "cpu" else whole
-        # tensor by tensor, which a file may hold in float32 beside the one it becomes; else mapped
-        read = FLOAT_BYTES if facts.converted else facts.dtype.itemsize if choice.quantize != "none" else 0
-        loading = facts.program + base + facts.weights.largest * read + (SPARE_BYTES if read else 0)
-        loading = max(loading, facts.program + facts.preparing)
-        memory = Memory(facts.program, base, training, peak, head, int(margin), loading)
+        read = 0  # tensor by tensor, beside what it becomes; else a file is mapped, or a tensor taken as it was read
+        if facts.converted:
+            read = facts.weights.largest * FLOAT_BYTES
+        elif choice.quantize != "none":
+            read = facts.weights.largest_linear * facts.dtype.itemsize
+        loading = facts.program_bytes + base + read + (SPARE_LOADING if read else 0)
+        loading = max(loading, facts.program_bytes + facts.preparing)
+        memory = Memory(facts.program_bytes, base, training, peak, head, int(margin), loading)
         return Tried(choice, memory, self.seconds(choice), memory.peak <= self.limit)
 
     def seconds(self, choice: Choice) -> float:

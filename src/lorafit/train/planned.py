@@ -1,87 +1,117 @@
-"""The plan of a recipe: what is trained, on which rows, on this machine or another."""
+"""The plan of a run whose rows are prepared, and what any plan follows from."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import psutil
 import torch
 
 from lorafit.errors import ConfigError, PlanError
-from lorafit.models import (
-    ResolvedModel,
-    architecture,
-    dtype_on,
-    is_quantized_already,
-    pick_device,
-    resolve,
-    stored_as,
-)
+from lorafit.models import ResolvedModel, architecture, dtype_on, is_quantized_already, pick_device, stored_as
 from lorafit.recipe import PICTURES, Recipe
-from lorafit.train.devices import Device, this_device
-from lorafit.train.facts import Facts, Rows
+from lorafit.train.devices import Device, known_device, this_device
+from lorafit.train.facts import Facts, Weights
 from lorafit.train.plan import Plan, make_plan
-from lorafit.train.remembered import place_of, recall, remember
+from lorafit.train.remembered import facts_place, recall, remember
+from lorafit.train.sizes import Rows, resident_bytes
 
 if TYPE_CHECKING:
     from lorafit.train.footprint import Work
 
+# what training imports and a plan does not: the Trainer, accelerate, and where they are PEFT and bitsandbytes
+TRAINER_BYTES = 60 * 2**20
 TRACED_TOKENS = 512  # the most of a document that is traced; a longer one is in proportion
 
 
-def plan_run(recipe: Recipe, resolved: ResolvedModel, rows: Any, device: Device | None = None) -> Plan:
+def plan_run(recipe: Recipe, resolved: ResolvedModel, rows: Any, gpu: str | None = None) -> Plan:
     """Predict memory and time, and settle what the recipe leaves to us.
 
     Args:
         recipe: the settings.
         resolved: the base model; only its config is read.
         rows: the prepared training rows.
-        device: another machine's; None is the one at hand.
+        gpu: a name of the table of devices; None is the machine at hand.
 
     Raises:
-        PlanError: The model's code is not transformers' own, or cannot be traced without weights.
+        ConfigError: No such device, or not in the recipe's dtype.
+        PlanError: The model's code is not transformers' (or diffusers') own, or cannot be traced without weights.
     """
-    device = device or device_of(recipe)
-    return make_plan(recipe, facts_of(recipe, resolved, rows, device), device)
+    device = device_of(recipe) if gpu is None else _gpu(gpu, recipe)
+    if recipe.task == PICTURES:
+        from lorafit.diffusion.footprint import picture_facts
+
+        return make_plan(recipe, picture_facts(recipe, resolved, rows, device), device)
+    sizes = Rows.of(rows, pairs=recipe.task == "seq2seq")
+    model = look_at(recipe, resolved, gpu)
+    return make_plan(recipe, facts_of(model, resolved, sizes, device, program=resident_bytes()), device)
 
 
-def plan_recipe(recipe: Recipe, device: Device | None = None, *, on_message: Callable[[str], None]) -> Plan:
-    """The same from the recipe alone: model and rows are found and prepared, unless an earlier plan has done so.
+@dataclass(frozen=True)
+class Model:
+    """What is known of a model before the rows are.
+
+    Attributes:
+        work: what is trained.
+        weights: counted.
+        traced: bytes of a token in a document of `TRACED_TOKENS`, without recomputing; None where it was not traced.
+    """
+
+    work: "Work"
+    weights: Weights
+    traced: float | None = None
+
+
+def look_at(recipe: Recipe, resolved: ResolvedModel, gpu: str | None, *, trace: bool = False) -> Model:
+    """Count a model's weights and, if asked to, trace a document; only its config is read.
+
+    Raises:
+        ConfigError: No such device, or not in the recipe's dtype.
+        PlanError: See `plan_run`.
+    """
+    from lorafit.train.footprint import activations_of, weights_of
+
+    dtype = dtype_on(recipe.model.dtype, pick_device(recipe.model.device)) if gpu is None else _gpu(gpu, recipe).dtype
+    work = work_of(recipe, resolved, dtype)
+    traced = (
+        activations_of(work, TRACED_TOKENS, recompute=False) / TRACED_TOKENS if trace and not work.encodes else None
+    )
+    return Model(work, weights_of(work), traced)
+
+
+def plan_sizes(
+    recipe: Recipe, resolved: ResolvedModel, rows: Rows, gpu: str | None, model: Model | None, *, program_besides: int
+) -> Plan:
+    """The same from the sizes of the rows; what was found before is taken from the cache.
 
     Args:
         recipe: the settings.
-        device: another machine's; None is the one at hand.
-        on_message: takes a line for the user before long work.
+        resolved: the base model; only its config is read.
+        rows: sizes of the training rows.
+        gpu: a name of the table of devices; None is the machine at hand.
+        model: what `look_at` has found, if it was looked at.
+        program_besides: bytes of this process that `rows` counts.
 
     Raises:
-        LorafitError: Anything wrong with settings, rows or model.
+        ConfigError: No such device, or not in the recipe's dtype.
+        PlanError: See `plan_run`.
     """
-    from lorafit.train.tasks import task_of
-
-    task = task_of(recipe)
-    resolved = resolve(recipe.model.name, revision=recipe.model.revision, pipeline=task.pipeline, on_message=on_message)
-    recipe = task.settled(recipe, resolved)
-    device = device_of(recipe) if device is None else in_dtype_of(device, recipe)
-    place = place_of(recipe, resolved, device)
+    device = device_of(recipe) if gpu is None else _gpu(gpu, recipe)
+    place = facts_place(recipe, resolved, device)
     known = recall(place)
     if known is None:
-        facts = facts_of(recipe, resolved, _training_rows(recipe, resolved), device)
+        model = model or look_at(recipe, resolved, gpu)
+        program = resident_bytes() - program_besides + TRAINER_BYTES
+        facts = facts_of(model, resolved, rows, device, program=program)
     else:
 
         def trace(recompute: bool) -> float:
-            return tracer(work_of(recipe, resolved, device), facts.rows)(recompute)
+            return tracer(work_of(recipe, resolved, device.dtype), rows)(recompute)
 
-        facts = Facts.from_dict(known, trace)
+        facts = Facts.from_dict(known, rows, trace)
     plan = make_plan(recipe, facts, device)
     if facts.to_dict() != known:
         remember(place, facts.to_dict())
     return plan
-
-
-def _training_rows(recipe: Recipe, resolved: ResolvedModel) -> Any:
-    from lorafit.train.tasks import task_of
-
-    task = task_of(recipe)
-    return task.prepare(recipe, task.reader(resolved, recipe)).train
 
 
 def device_of(recipe: Recipe) -> Device:
@@ -90,13 +120,13 @@ def device_of(recipe: Recipe) -> Device:
     return this_device(place, dtype_on(recipe.model.dtype, place))
 
 
-def in_dtype_of(device: Device, recipe: Recipe) -> Device:
-    """A known device that computes in the recipe's dtype.
+def _gpu(name: str, recipe: Recipe) -> Device:
+    """A device of the table, which computes in the recipe's dtype.
 
     Raises:
-        ConfigError: The table has no speed for it.
+        ConfigError: It is not in the table, or the table has no speed for the dtype.
     """
-    names = {"bf16": torch.bfloat16, "fp32": torch.float32, "fp16": torch.float16}
+    device, names = known_device(name), {"bf16": torch.bfloat16, "fp32": torch.float32, "fp16": torch.float16}
     if recipe.model.dtype == "auto" or names[recipe.model.dtype] == device.dtype:
         return device
     own = next(name for name, dtype in names.items() if dtype == device.dtype)
@@ -106,25 +136,28 @@ def in_dtype_of(device: Device, recipe: Recipe) -> Device:
     )
 
 
-def facts_of(recipe: Recipe, resolved: ResolvedModel, rows: Any, device: Device) -> Facts:
+def facts_of(model: Model, resolved: ResolvedModel, rows: Rows, device: Device, *, program: int) -> Facts:
     """What a plan follows from.
+
+    Args:
+        model: what is trained.
+        resolved: where it was found.
+        rows: sizes of the training rows.
+        device: where it runs.
+        program: bytes of Python and its libraries, and of what `rows` does not count.
 
     Raises:
         PlanError: See `plan_run`.
     """
-    if recipe.task == PICTURES:
-        from lorafit.diffusion.footprint import picture_facts
+    from lorafit.train.footprint import trains_head
 
-        return picture_facts(recipe, resolved, rows, device)
-    from lorafit.train.footprint import trains_head, weights_of
-
-    work, sizes = work_of(recipe, resolved, device), Rows.of(rows, pairs=recipe.task == "seq2seq")
+    work = model.work
     text = work.config.get_text_config()
     if missing := [name for name in ("hidden_size", "vocab_size", "num_hidden_layers") if not hasattr(text, name)]:
         raise PlanError(f"the config of {resolved.reference} does not tell its {', '.join(missing)}")
     return Facts(
-        rows=sizes,
-        weights=weights_of(work),
+        rows=rows,
+        weights=model.weights,
         hidden_size=text.hidden_size,
         vocabulary=text.vocab_size if work.language_model else 0,
         whole_logits=not work.fast or trains_head(work),
@@ -133,12 +166,12 @@ def facts_of(recipe: Recipe, resolved: ResolvedModel, rows: Any, device: Device)
         device_type=device.kind,
         stored=stored_as(work.config),
         converted=work.config.dtype not in (None, work.dtype),
-        program=psutil.Process().memory_info().rss if device.kind == "cpu" else 0,
-        trace=tracer(work, sizes),
+        program=program if device.kind == "cpu" else 0,
+        trace=tracer(work, rows, model.traced),
     )
 
 
-def work_of(recipe: Recipe, resolved: ResolvedModel, device: Device) -> "Work":
+def work_of(recipe: Recipe, resolved: ResolvedModel, dtype: torch.dtype) -> "Work":
     """What the recipe trains."""
     from lorafit.train.footprint import Work
     from lorafit.train.tasks import lora_config
@@ -150,18 +183,24 @@ def work_of(recipe: Recipe, resolved: ResolvedModel, device: Device) -> "Work":
         model_class=model_class,
         config=config,
         lora=lora_config(recipe),
-        dtype=device.dtype,
+        dtype=dtype,
         language_model=recipe.task in ("sft", "seq2seq"),
         fast=recipe.train.fast,
     )
 
 
-def tracer(work: "Work", rows: Rows) -> Callable[[bool], float]:
-    """Finds what a token of these rows takes."""
+def tracer(work: "Work", rows: Rows, traced: float | None = None) -> Callable[[bool], float]:
+    """Finds what a token of these rows takes; `traced` is a model's (`Model.traced`)."""
     from lorafit.train.footprint import activations_of, pair_activations_of
 
     length = min(int(rows.tokens.max()), TRACED_TOKENS)
-    if work.encodes:
-        target = min(max(round(length * rows.target_share), 1), length - 1)
-        return lambda recompute: pair_activations_of(work, (length - target, target), recompute=recompute) / length
-    return lambda recompute: activations_of(work, length, recompute=recompute) / length
+
+    def trace(recompute: bool) -> float:
+        if work.encodes:
+            target = min(max(round(length * rows.target_share), 1), length - 1)
+            return pair_activations_of(work, (length - target, target), recompute=recompute) / length
+        if traced is not None and length == TRACED_TOKENS and not recompute:
+            return traced
+        return activations_of(work, length, recompute=recompute) / length
+
+    return trace

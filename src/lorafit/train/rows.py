@@ -1,10 +1,10 @@
 """A recipe's rows, read the same way for training and for evaluating: the held-out share must come out equal."""
 
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from datasets import Dataset
@@ -22,7 +22,7 @@ from lorafit.data import (
     prepare_seq2seq,
     prepare_token_classification,
 )
-from lorafit.errors import LorafitError, ModelError
+from lorafit.errors import ConfigError, LorafitError, ModelError
 from lorafit.models import ResolvedModel, context_length
 from lorafit.recipe import Recipe
 
@@ -156,6 +156,41 @@ def seq2seq_template(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> Seq2
         source_lang=data.source_lang,
         target_lang=data.target_lang,
     )
+
+
+def rows_to_train_on(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> AnyPrepared:
+    """The recipe's rows, with whatever of its settings needs them for a check."""
+    rows = PREPARE[recipe.task](recipe, tokenizer)
+    if isinstance(rows, PreparedClasses):
+        class_weights(recipe.train.class_weights, rows)  # names a class that is not there before a model is loaded
+    return rows
+
+
+def class_weights(asked: Literal["balanced"] | Mapping[str, float] | None, rows: PreparedClasses) -> list[float] | None:
+    """What a row of each class counts, by the classes' ids; None counts all alike.
+
+    "balanced" weighs by rarity: of one class a row, rows / (classes x rows of the class) (King & Zeng 2001), so that a
+    row counts 1 on average; of any number of classes, rows without the class / rows with it.
+
+    Raises:
+        ConfigError: A name that is no class, or a regression.
+    """
+    if asked is None:
+        return None
+    if rows.problem_type == "regression":
+        raise ConfigError("train.class_weights: the labels are numbers, not classes: leave it out")
+    counts, total = rows.summary.classes, len(rows.train)
+    if asked == "balanced":
+        several = rows.problem_type == "multi_label_classification"
+        return [
+            (total - count) / max(count, 1) if several else total / (len(counts) * max(count, 1))
+            for count in counts.values()
+        ]
+    if unknown := [name for name in asked if name not in counts]:
+        raise ConfigError(
+            f"train.class_weights: no class {', '.join(map(repr, unknown))}; the classes are {', '.join(counts)}"
+        )
+    return [float(asked.get(name, 1.0)) for name in counts]
 
 
 @dataclass(frozen=True)

@@ -2,9 +2,9 @@
 
 import importlib.util
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import replace
-from typing import Any, ClassVar, Generic, Literal, Protocol, TypeVar
+from typing import Any, ClassVar, Generic, Protocol, TypeVar
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
@@ -28,7 +28,7 @@ from lorafit.run import LABELS_FILE, TEMPLATE_FILE, Run
 from lorafit.train.classification import ClassificationLoss
 from lorafit.train.fast import FastPath, choose_fast_path
 from lorafit.train.loss import DocumentLoss, LabelLoss
-from lorafit.train.rows import check_lengths, prepare_classes, prepare_pairs, prepare_rows, prepare_tags
+from lorafit.train.rows import check_lengths, class_weights, rows_to_train_on
 from lorafit.train.saving import Saving
 from lorafit.train.seq2seq import Seq2SeqLoss
 from lorafit.train.token_classification import TagLoss
@@ -126,6 +126,10 @@ class TextTask:
         """The tokenizer."""
         return load_tokenizer(resolved, trust_remote_code=recipe.model.trust_remote_code)
 
+    def prepare(self, recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> Any:
+        """Rows as tokens."""
+        return rows_to_train_on(recipe, tokenizer)
+
     def check_lengths(self, resolved: ResolvedModel, recipe: Recipe, model: PreTrainedModel, rows: Any) -> None:
         """Refuse rows that are longer than the model's context."""
         check_lengths(resolved, recipe, model, rows)
@@ -147,10 +151,6 @@ class TextTask:
 class TextGeneration(TextTask):
     """`task: sft`."""
 
-    def prepare(self, recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> Prepared:
-        """Conversations and texts as tokens."""
-        return prepare_rows(recipe, tokenizer)
-
     def adapted_model(
         self,
         resolved: ResolvedModel,
@@ -167,7 +167,7 @@ class TextGeneration(TextTask):
                 f"{resolved.reference} is a {type(model).__name__}; task sft trains causal language models only: "
                 f"give one, such as demo:gemma-3-270m, or set task: {other}"
             )
-        set_seed(recipe.train.seed)
+        _seed(recipe)
         _attach(model, lora_config(recipe), resolved)
         return model
 
@@ -182,12 +182,6 @@ class TextGeneration(TextTask):
 
 class Classification(TextTask):
     """`task: classification`."""
-
-    def prepare(self, recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> PreparedClasses:
-        """Labelled texts as tokens."""
-        rows = prepare_classes(recipe, tokenizer)
-        class_weights(recipe.train.class_weights, rows)  # names a class that is not there before a model is loaded
-        return rows
 
     def adapted_model(
         self,
@@ -212,10 +206,6 @@ class Classification(TextTask):
 class Seq2Seq(TextTask):
     """`task: seq2seq`."""
 
-    def prepare(self, recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> PreparedSeq2Seq:
-        """Sources and targets as tokens."""
-        return prepare_pairs(recipe, tokenizer)
-
     def adapted_model(
         self,
         resolved: ResolvedModel,
@@ -227,7 +217,7 @@ class Seq2Seq(TextTask):
         """An encoder-decoder; any other model is a ModelError."""
         model = load_model(resolved, seq2seq=True, **recipe.model.loading)
         settle_decoder_start(model, rows.template.target_start, rows.template.target_end)
-        set_seed(recipe.train.seed)
+        _seed(recipe)
         _attach(model, lora_config(recipe), resolved)
         return model
 
@@ -242,10 +232,6 @@ class Seq2Seq(TextTask):
 
 class TokenClassification(TextTask):
     """`task: token_classification`."""
-
-    def prepare(self, recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> PreparedTags:
-        """Tagged words as tokens."""
-        return prepare_tags(recipe, tokenizer)
 
     def adapted_model(
         self,
@@ -270,12 +256,12 @@ class TokenClassification(TextTask):
 def _with_fresh_head(
     resolved: ResolvedModel, recipe: Recipe, tokenizer: Any, labels: tuple[str, ...], kind: HeadKind
 ) -> PreTrainedModel:
-    set_seed(recipe.train.seed)
+    _seed(recipe)
     model, fresh = load_classifier(resolved, labels, kind, **recipe.model.loading)
     config = model.config.get_text_config()
     if config.pad_token_id is None:  # decoders find the last token of padded texts by it
         config.pad_token_id = tokenizer.pad_token_id
-    set_seed(recipe.train.seed)
+    _seed(recipe)
     asked = lora_config(recipe)
     saved: set[str] = {*(asked.modules_to_save or []), *fresh}
     _attach(model, replace(asked, modules_to_save=_outermost(saved) or None), resolved)
@@ -286,33 +272,6 @@ def _label_file(labels: tuple[str, ...], **more: str) -> str:
     """Names and ids of classes, as transformers' config.json has them."""
     names = {"id2label": dict(enumerate(labels)), "label2id": {name: i for i, name in enumerate(labels)}, **more}
     return json.dumps(names, indent=2, ensure_ascii=False) + "\n"
-
-
-def class_weights(asked: Literal["balanced"] | Mapping[str, float] | None, rows: PreparedClasses) -> list[float] | None:
-    """What a row of each class counts, by the classes' ids; None counts all alike.
-
-    "balanced" weighs by rarity: of one class a row, rows / (classes x rows of the class) (King & Zeng 2001), so that a
-    row counts 1 on average; of any number of classes, rows without the class / rows with it.
-
-    Raises:
-        ConfigError: A name that is no class, or a regression.
-    """
-    if asked is None:
-        return None
-    if rows.problem_type == "regression":
-        raise ConfigError("train.class_weights: the labels are numbers, not classes: leave it out")
-    counts, total = rows.summary.classes, len(rows.train)
-    if asked == "balanced":
-        several = rows.problem_type == "multi_label_classification"
-        return [
-            (total - count) / max(count, 1) if several else total / (len(counts) * max(count, 1))
-            for count in counts.values()
-        ]
-    if unknown := [name for name in asked if name not in counts]:
-        raise ConfigError(
-            f"train.class_weights: no class {', '.join(map(repr, unknown))}; the classes are {', '.join(counts)}"
-        )
-    return [float(asked.get(name, 1.0)) for name in counts]
 
 
 TEXT_TASKS: dict[str, Task[Any]] = {
@@ -353,6 +312,11 @@ def check_optimizer(recipe: Recipe) -> None:
             f"train.optim {optim} moves its state between a CUDA device's memory and the CPU's, and this runs on "
             f"{device}: set train.optim {'adamw_bnb_8bit' if optim.endswith('8bit') else 'adamw_torch_fused'}"
         )
+
+
+def _seed(recipe: Recipe) -> None:
+
+    set_seed(recipe.train.seed)
 
 
 def lora_config(recipe: Recipe) -> LoraConfig:
