@@ -1,12 +1,14 @@
 """A tiny model, its rows and a finished run, made on the spot and shared by the tests of evaluate, export and cli."""
 
 import json
+import os
 import signal
 from pathlib import Path
 
 import hypothesis
 import pytest
 
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # two processes run tests, and threads that wait for a core cost more
 hypothesis.settings.register_profile("lorafit", deadline=None)  # a busy machine is no defect
 hypothesis.settings.load_profile("lorafit")
 

@@ -13,8 +13,8 @@ from lorafit.diffusion.reader import PipelineFiles
 from lorafit.diffusion.task import TextToImage
 from lorafit.lora import count_parameters
 from lorafit.models import resolve
+from lorafit.train.ahead import plan_recipe
 from lorafit.train.facts import QUANTIZED_BYTES
-from lorafit.train.planned import plan_recipe
 
 
 def work_of(recipe) -> PictureWork:
