@@ -152,11 +152,16 @@ def _model(path: Path, name: str, own: Any, dtype: "torch.dtype", quantize: Quan
             from lorafit.diffusion.quantize import load_quantized
 
             return load_quantized(own, folder, weights, dtype, quantize, device).eval().requires_grad_(False)
-        model = own.from_pretrained(folder, **options)
+        model, info = own.from_pretrained(folder, **options, output_loading_info=True)
     except LorafitError:
         raise
     except (OSError, ValueError, RuntimeError, KeyError) as error:
         raise ModelError(f"{folder} cannot be loaded: {error}") from error
+    if missing := sorted(info["missing_keys"]):
+        raise ModelError(
+            f"{folder} lacks {len(missing)} weights of a {own.__name__}, so it would draw with random ones: "
+            f"{', '.join(missing[:5])}{' ...' if len(missing) > 5 else ''}. Give a complete model"
+        )
     return model.to(device).eval().requires_grad_(False)
 
 

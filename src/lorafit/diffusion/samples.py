@@ -134,7 +134,7 @@ class DrawSamples(TrainerCallback):
         guidance = settings.sample_guidance
         options: dict[str, Any] = {} if guidance is None else {"guidance_scale": guidance}
         drawn = pipeline(
-            **family.prompt(texts, away, pipeline),
+            **family.prompt(texts, away, pipeline, nothing=not settings.negative_prompt),
             **options,
             num_inference_steps=settings.sample_steps,
             height=side,

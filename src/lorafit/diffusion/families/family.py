@@ -89,8 +89,8 @@ class Family(ABC):
         """
 
     @abstractmethod
-    def prompt(self, texts: Texts, negative: Texts, pipeline: Any) -> dict[str, Any]:
-        """The arguments that give texts and what to stay away from to diffusers' pipeline."""
+    def prompt(self, texts: Texts, negative: Texts, pipeline: Any, *, nothing: bool) -> dict[str, Any]:
+        """What gives texts, and what to stay away from (`nothing`: the empty text), to diffusers' pipeline."""
 
     @abstractmethod
     def latent_multiple(self, denoiser_config: Mapping[str, Any]) -> int:

@@ -44,7 +44,7 @@ class Flux(Family):
         ).sample
         return unpacked(predicted, height, width)
 
-    def prompt(self, texts: Texts, negative: Texts, pipeline: Any) -> dict[str, Any]:
+    def prompt(self, texts: Texts, negative: Texts, pipeline: Any, *, nothing: bool) -> dict[str, Any]:
         """As embeddings; it has nothing to stay away from."""
         return {
             "prompt_embeds": texts["text_encoder_2.hidden"],

@@ -34,7 +34,7 @@ class StableDiffusion3(Family):
             hidden_states=noisy, timestep=timestep, encoder_hidden_states=hidden, pooled_projections=pooled
         ).sample
 
-    def prompt(self, texts: Texts, negative: Texts, pipeline: Any) -> dict[str, Any]:
+    def prompt(self, texts: Texts, negative: Texts, pipeline: Any, *, nothing: bool) -> dict[str, Any]:
         """Both as embeddings."""
         width = pipeline.transformer.config.joint_attention_dim
         (hidden, pooled), (away, away_pooled) = (_conditions(t, width) for t in (texts, negative))

@@ -28,10 +28,10 @@ class StableDiffusionXL(Family):
         hidden = _hidden(texts)
         return denoiser(noisy, timestep, encoder_hidden_states=hidden, added_cond_kwargs=more).sample
 
-    def prompt(self, texts: Texts, negative: Texts, pipeline: Any) -> dict[str, Any]:
+    def prompt(self, texts: Texts, negative: Texts, pipeline: Any, *, nothing: bool) -> dict[str, Any]:
         """Both as embeddings; an empty text is zeros where the pipeline was trained so."""
         away, pooled = _hidden(negative), negative["text_encoder_2.pooled"]
-        if pipeline.config.force_zeros_for_empty_prompt:
+        if nothing and pipeline.config.force_zeros_for_empty_prompt:
             away, pooled = torch.zeros_like(away), torch.zeros_like(pooled)
         return {
             "prompt_embeds": _hidden(texts),

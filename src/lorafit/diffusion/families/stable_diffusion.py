@@ -22,7 +22,7 @@ class StableDiffusion(Family):
         """The noise, or v."""
         return denoiser(noisy, timestep, encoder_hidden_states=texts["text_encoder.hidden"]).sample
 
-    def prompt(self, texts: Texts, negative: Texts, pipeline: Any) -> dict[str, Any]:
+    def prompt(self, texts: Texts, negative: Texts, pipeline: Any, *, nothing: bool) -> dict[str, Any]:
         """Both as embeddings."""
         key = "text_encoder.hidden"
         return {"prompt_embeds": texts[key], "negative_prompt_embeds": negative[key]}
