@@ -116,7 +116,8 @@ def test_list_and_show(capsys: pytest.CaptureFixture[str], tiny_run: Path, other
     text, _ = run(capsys, "adapters", "show", other, "--modules")
     assert "model.layers.1.mlp.up_proj" in text
     (tmp_path / "empty").mkdir()
-    assert run(capsys, "adapters", "list", tmp_path / "empty")[0] == f"No adapters in {tmp_path / 'empty'}.\n"
+    text, _ = run(capsys, "adapters", "list", tmp_path / "empty")
+    assert " ".join(text.split()) == f"No adapters in {tmp_path / 'empty'}."  # a long path begins a line of its own
     assert "there is no folder" in run(capsys, "adapters", "list", tmp_path / "nowhere", code=2)[1]
 
 

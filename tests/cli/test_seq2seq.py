@@ -191,7 +191,7 @@ def test_plan_and_compare(capsys: pytest.CaptureFixture[str], run: Path, base: P
 
 
 def test_a_row_longer_than_the_model_s_positions_is_refused(base: Path, rows: Path, tmp_path: Path, monkeypatch):
-    monkeypatch.setattr("lorafit.train.fit.context_length", lambda model: 4)
+    monkeypatch.setattr("lorafit.train.rows.context_length", lambda model: 4)
     settings = recipe(base, rows, tmp_path / "run", "data.max_length=16", "data.max_target_length=4")
     with pytest.raises(
         ModelError, match=r"reads 4 tokens and the longest source has \d+: set data.max_length to at most 4"

@@ -153,7 +153,10 @@ def test_export_verb(capsys: pytest.CaptureFixture[str], tiny_run: Path, tmp_pat
     assert 0 < found["parity"]["largest"] <= found["parity"]["tolerance"]["largest"]
     errors = run_json(capsys, "export", tiny_run, "--output-dir", tmp_path / "merged", code=2)
     assert "is not empty" in errors["error"]
-    assert "choose from gguf" in run(capsys, "export", tiny_run, "--to", "x", "--output-dir", tmp_path / "x", code=2)[1]
+    assert (
+        "choose from diffusers, gguf"
+        in run(capsys, "export", tiny_run, "--to", "x", "--output-dir", tmp_path / "x", code=2)[1]
+    )
 
 
 def test_init_writes_a_recipe_once(capsys: pytest.CaptureFixture[str], tmp_path: Path):

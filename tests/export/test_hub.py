@@ -100,5 +100,7 @@ def test_options_that_do_not_fit(measured, tmp_path: Path):
         export(run, "merged", tmp_path / "out", Options(repo="me/it", dry_run=True))
     with pytest.raises(ConfigError, match="--type q4_0 is unknown: choose from f32, f16, bf16, q8_0"):
         export(run, "gguf", tmp_path / "out", Options(number_format="q4_0"))
-    with pytest.raises(ConfigError, match="'onnx' is not a target of export: choose from gguf, gguf-lora, hub, merged"):
+    with pytest.raises(
+        ConfigError, match="'onnx' is not a target of export: choose from diffusers, gguf, gguf-lora, hub"
+    ):
         export(run, "onnx", tmp_path / "out")

@@ -21,7 +21,7 @@ def exported(tiny_run: Path, tmp_path_factory: pytest.TempPathFactory):
 
 
 def test_targets_are_the_files_of_the_folder():
-    assert targets() == ["gguf", "gguf-lora", "hub", "merged", "ollama", "peft"]
+    assert targets() == ["diffusers", "gguf", "gguf-lora", "hub", "kohya", "merged", "ollama", "peft"]
 
 
 def test_keeps_the_base_models_dtype_and_tensors(exported, tiny_model_directory: Path):

@@ -16,12 +16,15 @@ def recipe(tmp_path):
     return load_recipe(model="some/model", data=str(tmp_path / "rows.jsonl"), learning_rate=3e-4)
 
 
-def test_create_writes_recipe_and_record_that_open_reads(tmp_path, recipe):
+def test_create_writes_recipe_and_record_that_open_reads(tmp_path, recipe, monkeypatch):
+    monkeypatch.setattr("sys.argv", ["lorafit", "train", "my recipe.yaml"])
     run = Run.create(tmp_path / "runs" / "a", recipe, seed=42, model={"reference": "some/model"})
     again = Run.open(tmp_path / "runs" / "a")
     assert again.recipe == recipe
     record = again.record
-    assert record["state"] == "running" and record["seed"] == 42 and "pytest" in record["command"]
+    assert (
+        record["state"] == "running" and record["seed"] == 42 and record["command"] == "lorafit train 'my recipe.yaml'"
+    )
     assert set(record["versions"]) >= {"python", "torch", "transformers", "lorafit"}
     run.update(state="finished", figures={"steps": 3})
     assert again.record["state"] == "finished" and again.record["seed"] == 42

@@ -69,7 +69,7 @@ def test_activations_are_those_of_the_real_computation(kind, recompute):
     with lean_norms(model), attention_by_document(model):
         inputs = {"input_ids": ids, "position_ids": torch.arange(TOKENS)[None], "document_lengths": (TOKENS,)}
         forget_masks()  # they are counted
-        with footprint._Allocated(model) as counted:
+        with footprint.Allocated(model) as counted:
             model.train().get_decoder()(**inputs, shared_prefix=0, use_cache=False).last_hidden_state.backward(gradient)
     assert predicted == pytest.approx(counted.peak, rel=0.04)
 

@@ -80,7 +80,7 @@ def test_the_recipe_s_loftq_starts_nearer_to_the_original(base, rows, tmp_path, 
         started["model"] = model
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("lorafit.train.fit.choose_fast_path", lambda loss, *args: stop(loss.model))
+    monkeypatch.setattr("lorafit.train.tasks.choose_fast_path", lambda loss, *args: stop(loss.model))
     sets = ["model.quantize=nf4", "lora.init_lora_weights=loftq", "model.dtype=fp32", "lora.lora_alpha=32"]
     with pytest.raises(KeyboardInterrupt):
         train(recipe(base, rows, tmp_path / "run", *sets), **QUIET)

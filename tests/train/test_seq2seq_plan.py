@@ -50,7 +50,7 @@ def test_activations_are_those_of_the_real_computation(kind, recompute):
         footprint.recompute_activations(model)
     source, target = (torch.zeros(1, length, dtype=torch.long) for length in LENGTHS)
     batch = MicroBatch(target, None, None, None, target, target, source=source, source_mask=torch.ones_like(source))
-    with lean_norms(model), footprint._Allocated(model) as counted:
+    with lean_norms(model), footprint.Allocated(model) as counted:
         hidden = hidden_states(model.train(), batch)
         hidden.backward(torch.ones_like(hidden))
     assert 0.97 < predicted / counted.peak < 1.07

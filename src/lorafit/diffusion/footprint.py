@@ -65,7 +65,7 @@ def picture_facts(recipe: Recipe, resolved: ResolvedModel, rows: PictureRows, de
     activations, flops = work.traced(recompute)
     flops /= RECOMPUTED if recompute else 1
     return Facts(
-        rows=PictureSizes(rows.positions, np.ones(len(rows), dtype=np.int64), longest),
+        rows=PictureSizes(rows.positions, np.ones(len(rows), dtype=np.int64), longest=longest),
         weights=work.weights(),
         hidden_size=0,
         vocabulary=0,

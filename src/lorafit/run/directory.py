@@ -332,6 +332,11 @@ class RunDirectory:
         return tuple(names[str(i)] for i in range(len(names)))
 
     @property
+    def problem_type(self) -> Any:
+        """What a classifier's labels are, as transformers names it."""
+        return self._saved_labels.get("problem_type", SINGLE)
+
+    @property
     def _saved_labels(self) -> dict[str, Any]:
         return json.loads((self.adapter / LABELS_FILE).read_text(encoding="utf-8"))
 

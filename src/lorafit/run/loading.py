@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lorafit.run.directory import SINGLE, TEMPLATE_FILE, RunDirectory
+from lorafit.run.directory import TEMPLATE_FILE, RunDirectory
 
 if TYPE_CHECKING:
     import torch
@@ -103,7 +103,7 @@ class Run(RunDirectory):
         from lorafit.models import TOKEN_CLASSIFICATION, load_classifier
 
         per_token = self.recipe.task == TOKEN_CLASSIFICATION
-        kind = TOKEN_CLASSIFICATION if per_token else self._saved_labels.get("problem_type", SINGLE)
+        kind = TOKEN_CLASSIFICATION if per_token else self.problem_type
         loading = settings.loading if as_trained else {**settings.loading, "quantize": "none"}
         set_seed(self.recipe.train.seed)
         loading |= {} if dtype is None else {"dtype": dtype}

@@ -158,7 +158,7 @@ class ShowProgress(TrainerCallback):
         if "loss" not in logs:
             return
         memory = f"{logs['peak_memory_bytes'] / 1e9:.1f} GB"
-        unit = "tokens" if "tokens" in logs else "pictures"
+        unit = "pictures" if "pictures" in logs else "tokens"
         speed = logs[f"{unit}_per_second"]
         figures = f"loss {logs['loss']:.4f}  {speed:,.{0 if unit == 'tokens' else 2}f} {unit}/s  {memory}"
         if self._bar is not None:

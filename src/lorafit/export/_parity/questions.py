@@ -29,7 +29,7 @@ def what_is_said(run: Run) -> What:
     if not run.is_classifier:
         return "token"
     said: dict[str, What] = {"multi_label_classification": "classes", "regression": "amount"}
-    return said.get(run.record["data"]["summary"]["problem_type"], "class")
+    return said.get(run.problem_type, "class")
 
 
 @dataclass(frozen=True)
