@@ -72,7 +72,6 @@ print(record["figures"]["peak_memory_bytes"], record["plan"]["predicted_peak_byt
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="peak memory is measured on Linux")
-@pytest.mark.soak  # of three runs one measured 1.38 GB where 0.90 were planned: the cause is not found yet
 def test_the_predicted_peak_is_the_measured_one(base, pictures, tmp_path):
     """Of a small UNet with 48 x 48 latents, four pictures at once, in a process of its own."""
     script = MEASURE.format(
