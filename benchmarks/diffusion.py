@@ -3,8 +3,9 @@
     pip install -e '.[test,bench]'
     python benchmarks/diffusion.py
 
-The pipeline has Stable Diffusion 1.5's shape at an eighth of its widths, with random weights, so that VAE, text encoder
-and UNet have the shares of a step that they have there. The peer's step is that of diffusers' own LoRA example: in each
+The pipeline has Stable Diffusion 1.5's shape at a quarter of its widths and a half of its resolution, with random
+weights; heads are fewer, not narrower. So VAE, text encoder and UNet have the shares of a step's FLOPs that they have
+there, which is counted and reported for both. The peer's step is that of diffusers' own LoRA example: in each
 step it encodes the pictures and captions, adds noise, and takes the whole batch at once. lorafit encodes once (told
 apart, and in its peak memory) and computes in micro-batches of its plan. Steps a second after a warm-up, of the clock
 and of processor time, which is what ratios are made of: other programs keep it busy less. Peak memory is the process's.
@@ -28,7 +29,8 @@ from peers import machine, write
 SYSTEMS = ("lorafit", "peft-diffusers")
 RANK, ALPHA, TARGETS, LEARNING_RATE = 16, 16, ["to_q", "to_k", "to_v", "to_out.0"], 1e-4
 WARM_UP = 2  # steps
-NARROWER = 8  # than Stable Diffusion 1.5
+NARROWER = 4  # than Stable Diffusion 1.5
+SHAPED_AT = 512  # pixels a side: what Stable Diffusion 1.5 is trained on
 
 
 def main() -> None:
@@ -56,7 +58,7 @@ def compare(arguments) -> None:
 
     rounds: dict[str, list[dict]] = {system: [] for system in SYSTEMS}
     with tempfile.TemporaryDirectory() as folder:
-        shares = make_pipeline(Path(folder) / "base")
+        parts = make_pipeline(Path(folder) / "base")
         make_pictures(Path(folder) / "pictures", 2 * arguments.batch + 2, arguments.resolution)
         for _ in range(arguments.rounds):
             for system in SYSTEMS:
@@ -73,7 +75,11 @@ def compare(arguments) -> None:
             "resolution": arguments.resolution, "pictures_a_step": arguments.batch, "steps": arguments.steps, "r": RANK,
             "target_modules": TARGETS, "dtype": "float32",
         },
-        "parameters": shares,
+        "parameters": {name: sum(p.numel() for p in part.parameters()) for name, part in parts.items()},
+        "share_of_flops": {
+            "here": share_of_flops(NARROWER, arguments.resolution),
+            "Stable Diffusion 1.5": share_of_flops(1, SHAPED_AT),
+        },
         "steps_per_second": {name: statistics.median(one["steps_per_second"] for one in found)
                              for name, found in rounds.items()},
         "peak_gb": {name: max(one["peak_bytes"] for one in found) / 1e9 for name, found in rounds.items()},
@@ -85,41 +91,74 @@ def compare(arguments) -> None:
     print(f"faster by {statistics.median(faster):.2f}, {statistics.median(memory):.2f} of the memory")
 
 
-def make_pipeline(folder: Path) -> dict[str, int]:
-    """Stable Diffusion 1.5, narrower; parameters by component."""
+def components(narrower: int, vocabulary: int = 49408) -> dict[str, Any]:
+    """Of Stable Diffusion 1.5, `narrower` by that factor."""
+    import diffusers
+    import transformers
+
+    unet = diffusers.UNet2DConditionModel(
+        sample_size=64, block_out_channels=[width // narrower for width in (320, 640, 1280, 1280)],
+        cross_attention_dim=768 // narrower, norm_num_groups=8,
+        attention_head_dim=8 // narrower,  # it means how many heads, which its authors say in a comment
+    )  # fmt: skip
+    vae = diffusers.AutoencoderKL(
+        block_out_channels=[width // narrower for width in (128, 256, 512, 512)], layers_per_block=2, norm_num_groups=8,
+        down_block_types=["DownEncoderBlock2D"] * 4, up_block_types=["UpDecoderBlock2D"] * 4, latent_channels=4,
+    )  # fmt: skip
+    width = 768 // narrower
+    encoder = transformers.CLIPTextModel(
+        transformers.CLIPTextConfig(
+            vocab_size=vocabulary, hidden_size=width, intermediate_size=4 * width, num_hidden_layers=12,
+            num_attention_heads=12, bos_token_id=vocabulary - 2, eos_token_id=vocabulary - 1,
+            pad_token_id=vocabulary - 1,
+        )
+    )  # fmt: skip
+    return {"unet": unet, "vae": vae, "text_encoder": encoder}
+
+
+def make_pipeline(folder: Path) -> dict[str, Any]:
+    """Write one with random weights; its trained parts by name."""
     import diffusers
     import torch
     import transformers
 
     torch.manual_seed(0)
-    unet = diffusers.UNet2DConditionModel(
-        sample_size=64, block_out_channels=[width // NARROWER for width in (320, 640, 1280, 1280)],
-        cross_attention_dim=768 // NARROWER, attention_head_dim=8, norm_num_groups=8,
-    )  # fmt: skip
-    vae = diffusers.AutoencoderKL(
-        block_out_channels=[width // NARROWER for width in (128, 256, 512, 512)], layers_per_block=2, norm_num_groups=8,
-        down_block_types=["DownEncoderBlock2D"] * 4, up_block_types=["UpDecoderBlock2D"] * 4, latent_channels=4,
-    )  # fmt: skip
     tokens = [*map(chr, range(33, 127)), *(f"{chr(code)}</w>" for code in range(33, 127)), "<|startoftext|>",
               "<|endoftext|>"]  # fmt: skip
     tokenizer = transformers.CLIPTokenizer(
         vocab={token: i for i, token in enumerate(tokens)}, merges=[], model_max_length=77
     )
-    width = 768 // NARROWER
-    encoder = transformers.CLIPTextModel(
-        transformers.CLIPTextConfig(
-            vocab_size=len(tokens), hidden_size=width, intermediate_size=4 * width, num_hidden_layers=12,
-            num_attention_heads=12, bos_token_id=len(tokens) - 2, eos_token_id=len(tokens) - 1,
-            pad_token_id=len(tokens) - 1,
-        )
-    )  # fmt: skip
     scheduler = diffusers.DDPMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear")
+    parts = components(NARROWER, len(tokens))
     diffusers.StableDiffusionPipeline(
-        unet=unet, vae=vae, text_encoder=encoder, tokenizer=tokenizer, scheduler=scheduler, safety_checker=None,
-        feature_extractor=None, requires_safety_checker=False,
+        **parts, tokenizer=tokenizer, scheduler=scheduler, safety_checker=None, feature_extractor=None,
+        requires_safety_checker=False,
     ).save_pretrained(folder)  # fmt: skip
-    parts = {"unet": unet, "vae": vae, "text_encoder": encoder}
-    return {name: sum(p.numel() for p in part.parameters()) for name, part in parts.items()}
+    return parts
+
+
+def share_of_flops(narrower: int, side: int) -> dict[str, float]:
+    """Of a training step that encodes too: each component's, for a picture of `side` pixels."""
+    import torch
+    from peft import LoraConfig
+    from torch.utils.flop_counter import FlopCounterMode
+
+    with torch.device("meta"):
+        parts = components(narrower)
+        unet = parts["unet"].requires_grad_(False)
+        unet.add_adapter(LoraConfig(r=RANK, lora_alpha=ALPHA, target_modules=list(TARGETS)))
+        latents, hidden = torch.zeros(1, 4, side // 8, side // 8), torch.zeros(1, 77, 768 // narrower)
+        steps = {
+            "unet": lambda: unet(latents, torch.zeros(1), hidden, return_dict=False)[0].sum().backward(),
+            "vae": lambda: parts["vae"].encode(torch.zeros(1, 3, side, side)),
+            "text_encoder": lambda: parts["text_encoder"](torch.zeros(1, 77, dtype=torch.long)),
+        }
+        flops = {}
+        for name, step in steps.items():
+            with FlopCounterMode(display=False) as counted:
+                step()
+            flops[name] = counted.get_total_flops()
+    return {name: round(one / sum(flops.values()), 3) for name, one in flops.items()}
 
 
 def make_pictures(folder: Path, count: int, side: int) -> None:

@@ -3,10 +3,13 @@
 import importlib
 import io
 import json
+import re
 
 import numpy as np
 import pytest
-from tiny_tokenizers import byte_level
+from hypothesis import given
+from hypothesis import strategies as st
+from tiny_tokenizers import SPECIAL, byte_level
 
 from lorafit.data import prepare, prepare_classification, render, render_classes
 from lorafit.data.row_checks import SpecialTokens, role_problem, strange_lengths
@@ -52,6 +55,17 @@ def test_special_tokens_of_a_tokenizer():
     special = SpecialTokens(byte_level())
     assert special.find("see <s> there") == "<s>"
     assert special.find("see <start_of_rest> there") is None
+
+
+@given(
+    st.text("<ab>[", max_size=12),
+    st.sets(st.text("<ab>[", min_size=1, max_size=4).filter(lambda token: token not in ("<s>", "</s>")), max_size=6),
+)
+def test_the_first_token_is_found_and_of_those_that_begin_there_the_longest(text, tokens):
+    tokenizer = byte_level(special=(*SPECIAL, *sorted(tokens)))
+    known = sorted(map(str, tokenizer.added_tokens_decoder.values()), key=len, reverse=True)
+    found = re.search("|".join(map(re.escape, known)), text)
+    assert SpecialTokens(tokenizer).find(text) == (found and found[0])
 
 
 def test_strange_lengths():

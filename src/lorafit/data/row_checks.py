@@ -52,21 +52,24 @@ class SpecialTokens:
 
     def __init__(self, tokenizer: "PreTrainedTokenizerBase | None" = None):
         if tokenizer is None:
-            self._pattern: re.Pattern[str] | None = WELL_KNOWN
-            self._starts = "<["
+            self._begins, self._tokens = WELL_KNOWN, frozenset[str]()
             return
         added = {token.content for token in tokenizer.added_tokens_decoder.values() if token.special}
-        tokens = {token for token in (*added, *tokenizer.all_special_tokens) if token.strip()}
-        longest_first = sorted(tokens, key=lambda token: (-len(token), token))
-        self._pattern = re.compile("|".join(map(re.escape, longest_first))) if tokens else None
-        self._starts = "".join({token[0] for token in tokens})
+        self._tokens = frozenset(token for token in (*added, *tokenizer.all_special_tokens) if token.strip())
+        # where one may begin: Gemma's 6,400 as one pattern take 0.4 s to compile, and each would be tried there
+        starts = "".join(sorted({token[0] for token in self._tokens}))
+        self._begins = re.compile(f"[{re.escape(starts)}]" if starts else r"(?!)")
+        self._lengths = sorted({len(token) for token in self._tokens}, reverse=True)
 
     def find(self, text: str) -> str | None:
-        """The first special token in a text."""
-        if self._pattern is None or not any(start in text for start in self._starts):
-            return None
-        found = self._pattern.search(text)
-        return found and found[0]
+        """The first special token in a text; of several that begin there the longest."""
+        for place in self._begins.finditer(text):
+            if not self._tokens:
+                return place[0]
+            for length in self._lengths:
+                if (token := text[place.start() : place.start() + length]) in self._tokens:
+                    return token
+        return None
 
 
 def row_warnings(row: Row, special: SpecialTokens) -> Iterator[tuple[str, str]]:

@@ -6,6 +6,7 @@ next-token choices change on instruction text, mean KL divergence 3e-4.
 """
 
 import importlib.util
+import json
 import shutil
 import struct
 from collections.abc import Callable, Iterator
@@ -111,7 +112,14 @@ def _convert(file: Path, header: GgufHeader, directory: Path) -> None:
     with quiet_transformers():
         model.to(dtype=_exact_dtype(model)).save_pretrained(directory)
         tokenizer.save_pretrained(directory)
+        _without_spaces(directory / "tokenizer.json")
         _check_tokenizer(file, tokenizer, AutoTokenizer.from_pretrained(directory, local_files_only=True))
+
+
+def _without_spaces(file: Path) -> None:
+    """Gemma's 33 MB, indented, become 14: transformers reads them twice, which takes 0.3 s less of each start."""
+    content = json.loads(file.read_text(encoding="utf-8"))
+    file.write_text(json.dumps(content, ensure_ascii=False, separators=(",", ":")), encoding="utf-8")
 
 
 @contextmanager

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from lorafit.train.footprint import Work
 
 # what training imports and a plan does not: the Trainer, accelerate, and where they are PEFT and bitsandbytes
-TRAINER_BYTES = 60 * 2**20
+TRAINER_BYTES = 120 * 2**20
 TRACED_TOKENS = 512  # the most of a document that is traced; a longer one is in proportion
 
 
@@ -173,8 +173,8 @@ def facts_of(model: Model, resolved: ResolvedModel, rows: Rows, device: Device, 
 
 def work_of(recipe: Recipe, resolved: ResolvedModel, dtype: torch.dtype) -> "Work":
     """What the recipe trains."""
+    from lorafit.train.adapter_settings import lora_config
     from lorafit.train.footprint import Work
-    from lorafit.train.tasks import lora_config
 
     config, model_class = architecture(resolved, recipe.task, trust_remote_code=recipe.model.trust_remote_code)
     asked = recipe.model.quantize

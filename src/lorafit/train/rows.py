@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from datasets import Dataset
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from lorafit.data import (
     Prepared,
@@ -27,6 +27,8 @@ from lorafit.models import ResolvedModel, context_length
 from lorafit.recipe import Recipe
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
     from lorafit.diffusion.rows import PictureRows
 
 AnyPrepared = Prepared | PreparedSeq2Seq | PreparedClasses | PreparedTags
@@ -239,7 +241,7 @@ def prepare_others(recipe: Recipe, tokenizer: Any, prepared: AnyPrepared, files:
     ]
 
 
-def check_lengths(resolved: ResolvedModel, recipe: Recipe, model: PreTrainedModel, prepared: Any) -> None:
+def check_lengths(resolved: ResolvedModel, recipe: Recipe, model: "PreTrainedModel", prepared: Any) -> None:
     """Refuse rows that are longer than the model's context.
 
     Raises:

@@ -6,8 +6,6 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 import psutil
 
-from lorafit.data.token_classification import IGNORED
-
 if TYPE_CHECKING:
     from datasets import Dataset
 
@@ -36,6 +34,8 @@ class Rows:
     @classmethod
     def of(cls, rows: "Dataset", *, pairs: bool = False) -> "Rows":
         """Read them from prepared rows; of `pairs` of source and target the labels are read, too."""
+        from lorafit.data.token_classification import IGNORED  # with datasets, which who has sizes needs not
+
         tokens, labels = [], []
         for batch in rows.with_format("arrow").iter(1000):
             ids, marks = (batch[name].combine_chunks() for name in ("input_ids", "labels"))  # type: ignore[call-overload, index, union-attr]

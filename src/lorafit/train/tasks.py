@@ -25,6 +25,7 @@ from lorafit.models import (
 )
 from lorafit.recipe import PICTURES, Recipe
 from lorafit.run import LABELS_FILE, TEMPLATE_FILE, Run
+from lorafit.train.adapter_settings import lora_config
 from lorafit.train.classification import ClassificationLoss
 from lorafit.train.fast import FastPath, choose_fast_path
 from lorafit.train.loss import DocumentLoss, LabelLoss
@@ -317,11 +318,6 @@ def check_optimizer(recipe: Recipe) -> None:
 def _seed(recipe: Recipe) -> None:
 
     set_seed(recipe.train.seed)
-
-
-def lora_config(recipe: Recipe) -> LoraConfig:
-    """The recipe's `lora` section."""
-    return LoraConfig.from_dict({**recipe.lora.model_dump(), "task_type": recipe.adapter_task_type})
 
 
 def _attach(model: PreTrainedModel, config: LoraConfig, resolved: ResolvedModel) -> None:
