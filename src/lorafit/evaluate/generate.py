@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase, TextStreamer
 
+from lorafit.evaluate.decoding import decoding
 from lorafit.models import context_length
 from lorafit.train.loss import evaluating
 
@@ -67,7 +68,7 @@ def generate(
     encodes, config = model.config.is_encoder_decoder, _generation_config(model, sampling, max_new_tokens, stops, pad)
     answers: list[list[int]] = [[] for _ in prompts]
     by_length = sorted(range(len(prompts)), key=lambda index: len(prompts[index]), reverse=True)
-    with evaluating(model), _seeded(sampling), contiguous_head(model):
+    with evaluating(model), _seeded(sampling), decoding(model):
         for start in range(0, len(prompts), batch_size):
             batch = by_length[start : start + batch_size]
             input_ids, attention_mask = _padded([prompts[index] for index in batch], pad, left=not encodes)
@@ -145,24 +146,6 @@ def _seeded(sampling: Sampling) -> Iterator[None]:
         if sampling.temperature > 0:
             torch.manual_seed(sampling.seed)
         yield
-
-
-@contextmanager
-def contiguous_head(model: PreTrainedModel) -> Iterator[None]:
-    """The head gets the last hidden states of the prompts in memory of their own, not as a view of all of them.
-
-    In bfloat16 on the CPU torch 2.13 multiplies such a view by a copy of the weight for every prompt: 64 prompts and
-    Gemma's vocabulary took 22 GB and a minute where 0.05 s do.
-    """
-    head = model.get_output_embeddings()
-    if head is None:
-        yield
-        return
-    hook = head.register_forward_pre_hook(lambda module, arguments: (arguments[0].contiguous(), *arguments[1:]))
-    try:
-        yield
-    finally:
-        hook.remove()
 
 
 class _Words(TextStreamer):

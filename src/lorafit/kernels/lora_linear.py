@@ -34,6 +34,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from lorafit.kernels.dropout import Mask, draw_masks
+from lorafit.kernels.frozen_linear import frozen_linear
 
 
 class Adapter(NamedTuple):
@@ -143,7 +144,7 @@ def _stack(matrices: Sequence[Tensor], factors: list[float], dtype: torch.dtype)
 def _product(x: Tensor, weight: FrozenWeight, bias: Tensor | None) -> Tensor:
     """`x W' + b`, (rows, out), in x's dtype."""
     if isinstance(weight, Tensor):
-        return F.linear(x, weight.to(x.dtype), bias)
+        return frozen_linear(x, weight.to(x.dtype), bias)
     y, start = x.new_empty(len(x), weight.outputs), 0
     for block in weight.blocks(x.dtype):
         torch.mm(x, block.T, out=y[:, start : start + len(block)])

@@ -60,12 +60,10 @@ class SavedModule(Graft, nn.Module):
         """A frozen copy of the base module for one more adapter, in float32 at least."""
         blank = self.modules_to_save
         del self._modules["modules_to_save"]  # the copy is of the base module alone
-        trained = copy.deepcopy(self)
+        trained = copy.deepcopy(self, _masters(self))
         self.modules_to_save = blank
         del trained.lora_active, trained.lora_rows
-        ungraft(trained).requires_grad_(False)
-        if self.base_dtype in (torch.bfloat16, torch.float16):
-            _to_float32(trained)
+        ungraft(trained)
         self.modules_to_save[name] = trained
         return trained
 
@@ -91,14 +89,14 @@ def save_whole(module: nn.Module) -> SavedModule:
     return saved
 
 
-def _to_float32(module: nn.Module) -> None:
-    """What `module.float()` does, also to the tensors without values that a plan counts with."""
-    converted: dict[int, nn.Parameter] = {}
-    for part in module.modules():
-        for name, value in part._parameters.items():
-            if value is not None and value.is_floating_point():
-                new = converted.setdefault(id(value), nn.Parameter(value.detach().float(), value.requires_grad))
-                part._parameters[name] = new
-        for name, value in part._buffers.items():
-            if value is not None and value.is_floating_point():
-                part._buffers[name] = value.float()
+def _masters(module: SavedModule) -> dict[int, torch.Tensor]:
+    """Frozen copies of a module's tensors by their id, half precision as float32: what `deepcopy` shall take for them.
+
+    By itself it copies storages, and those of tensors without values, which a plan counts with, it overruns.
+    """
+    half = module.base_dtype in (torch.bfloat16, torch.float16)
+    copies: dict[int, torch.Tensor] = {}
+    for value in (*module.parameters(), *module.buffers()):
+        new = value.detach().to(torch.float32 if half and value.is_floating_point() else value.dtype, copy=True)
+        copies[id(value)] = nn.Parameter(new, False) if isinstance(value, nn.Parameter) else new
+    return copies

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from lorafit.evaluate.generate import contiguous_head
+from lorafit.evaluate.decoding import decoding
 from lorafit.lora import AdapterRows
 from lorafit.serve.batch import Batch, Forward, Prefill, regrouped
 from lorafit.serve.cache import check_attention_only
@@ -171,11 +171,12 @@ class Engine:
         self._thread.join(seconds)
 
     def _run(self) -> None:
-        with evaluating(self.model), contiguous_head(self.model):
+        with evaluating(self.model):
             while self._wait():
                 try:
                     self._do_tasks()
-                    self._turn()
+                    with decoding(self.model):
+                        self._turn()
                     self._remove_retired()
                 except Exception as error:  # whatever it was, nobody may wait for ever, and the next ones are served
                     _log.error("a step failed", exc_info=error)

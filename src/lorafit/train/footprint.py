@@ -6,7 +6,6 @@ model, of few layers, tell what a layer adds.
 """
 
 import copy
-import warnings
 import weakref
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -66,9 +65,7 @@ class Work:
 def explained(model_class: type) -> Iterator[None]:
     """A model's own code may branch on values, which fake tensors do not have, in any way it likes."""
     try:
-        with warnings.catch_warnings():  # copies of a fake tensor look where it lies
-            warnings.filterwarnings("ignore", "Accessing the data pointer of FakeTensor", UserWarning)
-            yield
+        yield
     except Exception as error:  # of the model's code and of torch's tracing
         reason = f"{type(error).__name__}: {error}".splitlines()[0]
         raise PlanError(f"the memory of a {model_class.__name__} cannot be predicted ({reason})") from error

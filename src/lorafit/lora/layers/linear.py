@@ -8,6 +8,7 @@ import torch.nn as nn
 import torch.nn.functional as F
 from torch import Tensor
 
+from lorafit.kernels.frozen_linear import frozen_linear
 from lorafit.kernels.grouped_lora import add_grouped_lora
 from lorafit.kernels.lora_linear import Adapter, FrozenWeight, StoredWeight, autocasts, lora_linear
 from lorafit.lora.base_weight import storage_of
@@ -42,9 +43,11 @@ class Layer(LoraLayer):
 
     def base_forward(self, x: Tensor, *args, **kwargs) -> Tensor:
         """`W0 x + b`; a quantized weight is multiplied as it reads, where bitsandbytes may round x as well."""
-        if not self.is_quantized:
-            return super().base_forward(x, *args, **kwargs)
-        return stored_linear(self, x)
+        if self.is_quantized:
+            return stored_linear(self, x)
+        if self.has_plain_forward and not torch.is_grad_enabled():
+            return frozen_linear(x, *self.weight_and_bias())  # type: ignore[arg-type]
+        return super().base_forward(x, *args, **kwargs)
 
     def forward_by_rows(self, x: Tensor, *args, **kwargs) -> Tensor:
         """`W0 x`, and each row's own `scaling * B A x`, grouped by adapter."""
