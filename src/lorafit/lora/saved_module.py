@@ -92,7 +92,8 @@ def save_whole(module: nn.Module) -> SavedModule:
 def _masters(module: SavedModule) -> dict[int, torch.Tensor]:
     """Frozen copies of a module's tensors by their id, half precision as float32: what `deepcopy` shall take for them.
 
-    By itself it copies storages, and those of tensors without values, which a plan counts with, it overruns.
+    By itself it also copies the mode that a tensor without values, with which a plan counts, belongs to: once such
+    copies were gone, the heap was damaged (torch 2.13).
     """
     half = module.base_dtype in (torch.bfloat16, torch.float16)
     copies: dict[int, torch.Tensor] = {}
