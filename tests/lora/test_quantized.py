@@ -17,6 +17,7 @@ import lorafit.lora.base_weight
 from lorafit.lora import (
     LoraConfig,
     QuantizedMergeWarning,
+    adapter_rows,
     adapter_tensors,
     attach,
     count_parameters,
@@ -415,3 +416,17 @@ def test_a_copy_computes_the_same_by_itself(base, how):
         merge(other)
     unmerge(other)
     assert torch.equal(output(other, batch("llama")), tuned)
+
+
+@pytest.mark.parametrize("how", ["nf4", "int8"])
+@torch.no_grad()
+def test_rows_of_a_batch_have_adapters_of_their_own(base, how):
+    model = adapted(base, how)
+    attach(model, LoraConfig(**{**SETTINGS, "r": 2, "target_modules": ["q_proj", "down_proj"]}), "other")
+    names, expected = ("default", None, "other", "default"), []
+    for name, ids in zip(names, batch("llama")["input_ids"], strict=True):
+        set_adapter(model, [name] if name else [])
+        expected.append(output(model, {"input_ids": ids[None]}))
+    with adapter_rows(model, names):
+        found = output(model, batch("llama"))
+    torch.testing.assert_close(found, torch.cat(expected), rtol=1e-5, atol=1e-5)
