@@ -138,7 +138,7 @@ def lorafit(engine, prompts, new_tokens: int, names: list[str]) -> tuple[float, 
             deadline=time.monotonic() + 3600,
             emit=functools.partial(emit, i),
             temperature=0.0,
-            top_logprobs=None,  # PEFT tells none either
+            top_logprobs=0,
         )
         for i, (prompt, name) in enumerate(zip(prompts, names, strict=True))
     ]
