@@ -1,3 +1,4 @@
+import dataclasses
 import json
 from collections.abc import Callable
 
@@ -77,7 +78,9 @@ def test_many_rows_are_drawn_in_parts(monkeypatch: pytest.MonkeyPatch):
     base, tuned = np.random.default_rng(0).normal(size=(2, 50))
     whole = Scores.of_sums(base, tuned).measured(samples=100)
     monkeypatch.setattr("lorafit.metrics.scores.DRAWN_AT_ONCE", 50 * 7)  # 14 parts of 7 and one of 2
-    assert Scores.of_sums(base, tuned).measured(samples=100) == whole
+    found = Scores.of_sums(base, tuned).measured(samples=100)
+    assert found.interval == pytest.approx(whole.interval, rel=1e-12)  # sums of other sizes round differently
+    assert dataclasses.replace(found, interval=whole.interval) == whole
 
 
 def test_scores_are_read_back():

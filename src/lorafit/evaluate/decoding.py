@@ -1,29 +1,23 @@
 """A model's layers as they are fast in a step of generation: a row for each answer."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from lorafit.kernels.frozen_linear import frozen_linear, is_faster_from_the_left
+from lorafit.kernels.frozen_linear import few_rows, frozen_linear, is_faster_from_the_left
 from lorafit.lora.graft import Graft, graft, ungraft
 
 
 @contextmanager
 def decoding(model: PreTrainedModel) -> Iterator[None]:
     """Within the block answers are written; adapters are neither attached nor removed there."""
-    plain = [
-        graft(module, FewRows)
-        for module in model.modules()
-        if type(module) is nn.Linear and "forward" not in vars(module) and is_faster_from_the_left(module.weight)
-    ]
-    try:
-        with contiguous_head(model):
-            yield
-    finally:
-        for module in plain:
-            ungraft(module)
+    with few_rows(), contiguous_head(model), ExitStack() as stack:
+        for module in list(model.modules()):
+            if type(module) is nn.Linear and "forward" not in vars(module) and is_faster_from_the_left(module.weight):
+                stack.callback(ungraft, graft(module, FewRows))
+        yield
 
 
 class FewRows(Graft, nn.Module):

@@ -8,7 +8,7 @@ import torch.nn as nn
 import torch.nn.functional as F
 from torch import Tensor
 
-from lorafit.kernels.frozen_linear import frozen_linear
+from lorafit.kernels.frozen_linear import frozen_linear, is_faster_from_the_left
 from lorafit.kernels.grouped_lora import add_grouped_lora
 from lorafit.kernels.lora_linear import Adapter, FrozenWeight, StoredWeight, autocasts, lora_linear
 from lorafit.lora.base_weight import storage_of
@@ -45,8 +45,9 @@ class Layer(LoraLayer):
         """`W0 x + b`; a quantized weight is multiplied as it reads, where bitsandbytes may round x as well."""
         if self.is_quantized:
             return stored_linear(self, x)
-        if self.has_plain_forward and not torch.is_grad_enabled():
-            return frozen_linear(x, *self.weight_and_bias())  # type: ignore[arg-type]
+        weight, bias = self.weight_and_bias()
+        if self.has_plain_forward and is_faster_from_the_left(weight):  # type: ignore[arg-type]
+            return frozen_linear(x, weight, bias)  # type: ignore[arg-type]
         return super().base_forward(x, *args, **kwargs)
 
     def forward_by_rows(self, x: Tensor, *args, **kwargs) -> Tensor:
