@@ -15,7 +15,8 @@ def decoding(model: PreTrainedModel) -> Iterator[None]:
     """Within the block answers are written; adapters are neither attached nor removed there."""
     with few_rows(), contiguous_head(model), ExitStack() as stack:
         for module in list(model.modules()):
-            if type(module) is nn.Linear and "forward" not in vars(module) and is_faster_from_the_left(module.weight):
+            plain = type(module) is nn.Linear and type(module.weight) is nn.Parameter and "forward" not in vars(module)
+            if plain and is_faster_from_the_left(module.weight):
                 stack.callback(ungraft, graft(module, FewRows))
         yield
 
@@ -26,9 +27,9 @@ class FewRows(Graft, nn.Module):
     weight: Tensor
     bias: Tensor | None
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, input: Tensor) -> Tensor:
         """`x W' + b`, (..., in) to (..., out)."""
-        return frozen_linear(x, self.weight, self.bias)
+        return frozen_linear(input, self.weight, self.bias)
 
 
 @contextmanager

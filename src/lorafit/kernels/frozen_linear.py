@@ -55,4 +55,5 @@ def is_faster_from_the_left(weight: Tensor) -> bool:
     """Whether few rows take the other way now."""
     if torch.compiler.is_compiling() or not _few_rows.get():
         return False
-    return weight.dtype == torch.float32 and weight.device.type == "cpu" and weight.is_contiguous()
+    dense = weight.dtype == torch.float32 and weight.device.type == "cpu" and weight.layout == torch.strided
+    return dense and weight.is_contiguous()

@@ -63,7 +63,7 @@ class SavedModule(Graft, nn.Module):
         trained = copy.deepcopy(self, _masters(self))
         self.modules_to_save = blank
         del trained.lora_active, trained.lora_rows
-        ungraft(trained)
+        ungraft(trained).requires_grad_(False)
         self.modules_to_save[name] = trained
         return trained
 
@@ -98,6 +98,8 @@ def _masters(module: SavedModule) -> dict[int, torch.Tensor]:
     half = module.base_dtype in (torch.bfloat16, torch.float16)
     copies: dict[int, torch.Tensor] = {}
     for value in (*module.parameters(), *module.buffers()):
+        if type(value).__module__.startswith("bitsandbytes."):  # it copies itself, and what is beside it
+            continue
         new = value.detach().to(torch.float32 if half and value.is_floating_point() else value.dtype, copy=True)
         copies[id(value)] = nn.Parameter(new, False) if isinstance(value, nn.Parameter) else new
     return copies

@@ -5,6 +5,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from lorafit.errors import AdapterError
+from lorafit.evaluate.decoding import decoding
 from lorafit.lora import AdapterRows, set_adapter
 from lorafit.serve.batch import Forward
 from lorafit.serve.cache import empty_cache
@@ -32,7 +33,7 @@ def check_rows(model: PreTrainedModel, adapter: str, name: str) -> None:
     both, mask = torch.stack([ids, shorter]), torch.ones(2, COLUMNS, dtype=torch.long)
     mask[1, :2] = 0
     rows = AdapterRows(model)
-    with evaluating(model):
+    with evaluating(model), decoding(model):
         try:
             base_first = Forward(model, rows)(both, mask, empty_cache(), [None, adapter])
             adapter_first = Forward(model, rows)(both, mask, empty_cache(), [adapter, None])
