@@ -25,8 +25,9 @@ def browser() -> Iterator:
     """The browser; tests that ask for it skip without one. Of a module, as two folders have this fixture."""
     if CHROMIUM is None:
         pytest.skip("no chromium is installed")
-    from playwright.sync_api import sync_playwright
+    from playwright.sync_api import expect, sync_playwright
 
+    expect.set_options(timeout=30_000)  # ms; 5 s by itself, which a busy machine needs
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=ARGUMENTS)
         yield browser

@@ -48,8 +48,9 @@ def test_a_conversation_goes_on_and_begins_anew(browser, server):
         asked = []
         page.on("request", lambda request: asked.append(request.post_data_json) if request.method == "POST" else None)
         page.get_by_label("Most tokens").fill("3")
-        for text in ("one", "two <img src=x onerror=alert(1)>"):
+        for turns, text in enumerate(("one", "two <img src=x onerror=alert(1)>"), start=1):
             ask(page, text)
+            expect(page.locator(".turn")).to_have_count(turns)
             expect(page.locator(".busy")).to_have_count(0, timeout=60_000)
         assert [[message["role"] for message in body["messages"]] for body in asked[2:]] == [
             ["user", "assistant", "user"]
@@ -59,6 +60,7 @@ def test_a_conversation_goes_on_and_begins_anew(browser, server):
         page.get_by_role("button", name="New conversation").click()
         ask(page, "three")
         expect(page.locator(".turn")).to_have_count(1)
+        expect(page.locator(".busy")).to_have_count(0)
         assert len(asked[-1]["messages"]) == 1
 
 
