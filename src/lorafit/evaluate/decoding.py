@@ -15,8 +15,9 @@ def decoding(model: PreTrainedModel) -> Iterator[None]:
     """Within the block answers are written; adapters are neither attached nor removed there."""
     with few_rows(), contiguous_head(model), ExitStack() as stack:
         for module in list(model.modules()):
-            plain = type(module) is nn.Linear and type(module.weight) is nn.Parameter and "forward" not in vars(module)
-            if plain and is_faster_from_the_left(module.weight):
+            if type(module) is not nn.Linear or "forward" in vars(module):
+                continue
+            if type(module.weight) is nn.Parameter and is_faster_from_the_left(module.weight):
                 stack.callback(ungraft, graft(module, FewRows))
         yield
 
