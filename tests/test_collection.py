@@ -1,4 +1,5 @@
 import gc
+import weakref
 
 import pytest
 
@@ -13,3 +14,28 @@ def test_paused_inside_and_as_before_afterwards():
         assert not gc.isenabled()
         raise ValueError
     assert gc.isenabled()
+
+
+def test_what_was_made_inside_is_old_and_can_still_be_collected():
+    class Cycle:
+        def __init__(self):
+            self.own = self
+
+    with collection_paused():
+        gone = weakref.ref(Cycle())
+        young = Cycle()
+    assert not any(one is young for one in gc.get_objects(generation=0)) and gc.get_freeze_count() == 0
+    assert gone() is not None
+    gc.collect()
+    assert gone() is None
+
+
+def test_what_the_caller_froze_stays_frozen():
+    gc.freeze()
+    try:
+        frozen = gc.get_freeze_count()
+        with collection_paused():
+            pass
+        assert gc.get_freeze_count() == frozen
+    finally:
+        gc.unfreeze()

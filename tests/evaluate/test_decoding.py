@@ -47,6 +47,17 @@ def test_a_model_in_bfloat16_stays_as_it_is():
         assert {type(m) for m in model.modules() if isinstance(m, nn.Linear)} == {nn.Linear}
 
 
+class OwnWeight(nn.Parameter):
+    """As of libraries that quantize, which may know no product but `F.linear`'s."""
+
+
+def test_a_weight_of_another_kind_is_multiplied_its_own_way():
+    model = llama(None)
+    model.lm_head.weight = OwnWeight(model.lm_head.weight.detach())
+    with decoding(model):
+        assert type(model.lm_head) is nn.Linear and type(model.model.layers[0].mlp.up_proj) is not nn.Linear
+
+
 def test_a_layer_with_a_forward_of_its_own_keeps_it():
     model = llama(None)
     model.lm_head.forward = lambda x: x + 1

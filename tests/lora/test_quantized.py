@@ -33,6 +33,7 @@ from lorafit.lora import (
 )
 from lorafit.lora.base_weight import is_quantized, read_weight, storage_of
 from lorafit.lora.plain import term_by_term
+from lorafit.lora.saved_module import save_whole
 from lorafit.models import load_model, resolve
 
 SETTINGS = {"r": 4, "lora_alpha": 8, "init_lora_weights": False, "target_modules": "all-linear"}
@@ -430,3 +431,14 @@ def test_rows_of_a_batch_have_adapters_of_their_own(base, how):
     with adapter_rows(model, names):
         found = output(model, batch("llama"))
     torch.testing.assert_close(found, torch.cat(expected), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("layer", [bnb.nn.Linear4bit, bnb.nn.Linear8bitLt])
+@torch.no_grad()
+def test_a_module_saved_whole_keeps_its_quantized_layers(layer):
+    options = {"has_fp16_weights": False} if layer is bnb.nn.Linear8bitLt else {}
+    module, x = nn.Sequential(nn.LayerNorm(64), layer(64, 64, **options)).to("cpu"), torch.randn(3, 64)
+    expected = module(x)
+    trained = save_whole(module).add_adapter("own")
+    assert type(trained[1].weight) is type(module[1].weight) and trained[1].weight is not module[1].weight
+    assert torch.equal(trained(x), expected)

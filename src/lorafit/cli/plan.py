@@ -1,6 +1,5 @@
 """`lorafit plan`: what a training would take, before a weight is loaded."""
 
-import gc
 from pathlib import Path
 from typing import Annotated
 
@@ -58,11 +57,10 @@ def plan(
             from lorafit.train.ahead import plan_recipe
 
             made = plan_recipe(settings, device, on_message=lambda line: out.console.print(line, markup=False))
-            names = ", ".join(Path(file).name for file in settings.data.train_files)
-            show_plan(out.console, made, f"{settings.model.name}, {names}", explain=explain)
-            for note in settings.recipe_notes:
-                out.console.print(note, style="dim", markup=False)
-            out.result({**made.to_dict(), "tried": [tried.to_dict() for tried in made.tried]})
-            gc.freeze()  # or all that torch and transformers made is searched once more as soon as it goes on: 0.2 s
+        names = ", ".join(Path(file).name for file in settings.data.train_files)
+        show_plan(out.console, made, f"{settings.model.name}, {names}", explain=explain)
+        for note in settings.recipe_notes:
+            out.console.print(note, style="dim", markup=False)
+        out.result({**made.to_dict(), "tried": [tried.to_dict() for tried in made.tried]})
         if not made.fits:
             raise typer.Exit(DOES_NOT_FIT)
