@@ -23,8 +23,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from lorafit.kernels.repeated_linear import RepeatedLinear
+
 CACHED_LOGITS = 2**20  # of a block on the CPU: 4 MB in float32, a part of a shared cache
-CACHED_HALF_LOGITS = 2**19  # in half precision, beside their sums' copy in float32: 3 MB
+CACHED_HALF_LOGITS = 3 * 2**20  # in half precision, whose products are faster the larger they are: 6 MB
 DEVICE_LOGITS = 2**26  # of a block on a device, where few large products win: 256 MB in float32
 FEWEST_COLUMNS = 256  # of the vocabulary in a block; fewer starve the matrix product
 MOST_ROWS = 4096  # at once
@@ -137,8 +139,8 @@ def block_for(rows: int, device_type: str, dtype: torch.dtype) -> tuple[int, int
     return rows, max(logits // rows // 64 * 64, FEWEST_COLUMNS)
 
 
-def _statistics_dtype(hidden: Tensor) -> torch.dtype:
-    return torch.promote_types(hidden.dtype, torch.float32)
+def _statistics_dtype(x: Tensor) -> torch.dtype:
+    return torch.promote_types(x.dtype, torch.float32)
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
@@ -218,22 +220,21 @@ class _Head:
         others = torch.zeros(targets.shape, **statistics)
         gradient = torch.zeros(hidden.shape if self.with_gradient else (0,), **statistics)
         choice = _Choice(others, targets) if self.with_choice else None
-        shape = min(self.columns, len(self.weight)), len(hidden)
-        buffer = hidden.new_empty(shape)
-        wide = buffer if hidden.dtype == others.dtype else torch.empty(shape, **statistics)
-        below = -reference
+        place = hidden.new_empty(min(self.columns, len(self.weight)), len(hidden))
+        relative = self.is_plain and choice is None
+        times_hidden = RepeatedLinear(hidden, -reference if relative else None)
         for start, at_target in self._blocks(targets):
             part = self.weight[start : start + self.columns]  # (columns, d)
-            z, slope = buffer[: len(part)], None  # (columns, rows): this way is the faster
-            if self.is_plain and choice is None:
-                e = torch.addmm(below, part, hidden.T, out=z).exp_()
+            if relative:
+                z, slope = times_hidden(part, place), None  # (columns, rows): this way is the faster
             else:
-                z, slope = self._logits(part, start, hidden, z)
+                z, slope = self._logits(part, start, times_hidden, place)
                 if choice is not None:
                     choice.see(z, start)
-                e = z.sub_(reference).exp_()
+                z = z.sub_(reference)
+            e = z.exp_()
             e.view(-1).index_fill_(0, at_target, 0)
-            others += (e if e.dtype == wide.dtype else wide[: len(part)].copy_(e)).sum(0)
+            others += e.sum(0)  # within a block torch sums in float32
             if self.with_gradient:
                 e = e if slope is None else e.mul_(slope)
                 if e.dtype == part.dtype == gradient.dtype:
@@ -253,10 +254,11 @@ class _Head:
     def _largest(self, hidden: Tensor) -> Tensor:
         """(rows,): the largest logit of each row, in their dtype."""
         largest = hidden.new_full((len(hidden),), -torch.inf)
-        buffer = hidden.new_empty(min(self.columns, len(self.weight)), len(hidden))
+        place = hidden.new_empty(min(self.columns, len(self.weight)), len(hidden))
+        times_hidden = RepeatedLinear(hidden)
         for start in range(0, len(self.weight), self.columns):
             part = self.weight[start : start + self.columns]
-            z, _ = self._logits(part, start, hidden, buffer[: len(part)])
+            z, _ = self._logits(part, start, times_hidden, place)
             largest = torch.maximum(largest, z.amax(0).to(largest.dtype))
         return largest
 
@@ -265,14 +267,16 @@ class _Head:
         """Whether logits are the product alone."""
         return self.bias is None and self.scale == 1 and self.softcap is None
 
-    def _logits(self, part: Tensor, start: int, hidden: Tensor, out: Tensor) -> tuple[Tensor, Tensor | None]:
+    def _logits(
+        self, part: Tensor, start: int, times_hidden: RepeatedLinear, place: Tensor
+    ) -> tuple[Tensor, Tensor | None]:
         """`cap(scale * (h W' + b))` of a block, (columns, rows), and the cap's slope where the gradient needs it."""
-        z = torch.mm(part, hidden.T, out=out)
+        z = times_hidden(part, place)
         if self.bias is not None:
             z += self.bias[start : start + len(part), None]
         if self.scale != 1:
             z *= self.scale  # in the model's dtype, as transformers does
-        z = z.to(_statistics_dtype(hidden))
+        z = z.to(_statistics_dtype(z))
         if self.softcap is None:
             return z, None
         z.div_(self.softcap).tanh_()
