@@ -1,13 +1,15 @@
 """Root-mean-square normalization with a frozen gain (Zhang and Sennrich 2019, arXiv 1910.07467).
 
-Kept for the backward are x and one number a row. On the CPU some rows at a time go through all of it, so that what is
-between stays in the cache (1,017 rows of 640 in bfloat16: 0.6 ms forward and backward; all at once 1 to 4 ms).
+Kept for the backward are x and one number a row. On the CPU some rows at a time go through the forward, so that what
+is between stays in the cache, and the backward is that of torch's layer normalization, with what this takes off for a
+mean added again (853 rows of 640 in bfloat16: 0.4 ms, the formula by single operations 0.9, autograd 1.5).
 
 With `n = x / rms(x)`, `rms(x)^2 = mean(x^2) + eps`, and g the gain:
 
     y = n g        dx = (dn - n mean(dn n)) / rms(x)  with  dn = dy g
 """
 
+import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -58,16 +60,27 @@ class _RmsNorm(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, *output_gradients: Any):
         x, gain, scale = ctx.saved_tensors
-        dx = torch.empty_like(x)
-        for x_part, scale_part, dy, dx_part in _parts(x, scale, output_gradients[0], dx):
-            wide, dn = x_part.to(scale.dtype), dy.to(scale.dtype)
-            dn = torch.mul(dn, gain, out=dx_part if x.dtype == scale.dtype else dn)
-            # n mean(dn n) = x scale^2 mean(dn x)
-            shared = torch.linalg.vecdot(dn, wide).unsqueeze(-1).mul_(scale_part.square()).div_(x.shape[-1])  # (..., 1)
-            dn.addcmul_(wide, shared, value=-1).mul_(scale_part)
-            if dn is not dx_part:
-                dx_part.copy_(dn)
-        return dx, None, None
+        dy = output_gradients[0]
+        return (_gradient_on_cpu if x.device.type == "cpu" else _gradient)(dy, x, gain, scale), None, None
+
+
+def _gradient(dy: Tensor, x: Tensor, gain: Tensor, scale: Tensor) -> Tensor:
+    wide, dn = x.to(scale.dtype), dy.to(scale.dtype) * gain
+    # n mean(dn n) = x scale^2 mean(dn x)
+    shared = torch.linalg.vecdot(dn, wide).unsqueeze(-1).mul_(scale.square()).div_(x.shape[-1])  # (..., 1)
+    return dn.addcmul_(wide, shared, value=-1).mul_(scale).to(x.dtype)
+
+
+def _gradient_on_cpu(dy: Tensor, x: Tensor, gain: Tensor, scale: Tensor) -> Tensor:
+    """Layer normalization's, told that the mean of x is 0: `(dn - n mean(dn n) - mean(dn)) / rms(x)`, and its mean."""
+    order = sorted(range(x.ndim - 1), key=lambda i: -x.stride(i))  # as x lies in memory: it is not copied
+    x, dy, scale = (tensor.permute(*order, -1).contiguous() for tensor in (x, dy, scale))
+    mean = (dy @ gain.to(dy.dtype)).unsqueeze(-1).div_(x.shape[-1])  # of dn
+    dx = torch.ops.aten.native_layer_norm_backward(
+        dy, x, x.shape[-1:], torch.zeros_like(scale), scale, gain, None, [True, False, False]
+    )[0]
+    dx.add_((mean * scale).to(dx.dtype))
+    return dx.permute(*sorted(range(len(order)), key=order.__getitem__), -1)
 
 
 def _parts(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
@@ -76,5 +89,5 @@ def _parts(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
     if first.device.type != "cpu" or first.numel() <= CACHED or first.ndim < 2:
         return iter([tensors])
     dim = max(range(first.ndim - 1), key=lambda i: first.shape[i])
-    rows = max(1, first.shape[dim] * CACHED // first.numel())
+    rows = math.ceil(first.shape[dim] / math.ceil(first.numel() / CACHED))
     return zip(*(tensor.split(rows, dim) for tensor in tensors), strict=True)
