@@ -1,7 +1,9 @@
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from lorafit.kernels import rms_norm as kernel
 from lorafit.kernels.rms_norm import rms_norm, rms_norm_reference
 
 
@@ -33,3 +35,13 @@ def test_bfloat16_has_float32_statistics():
     for mine, expected in zip(results(rms_norm, x, gain, 1e-6), exact, strict=True):
         assert mine.dtype == torch.bfloat16
         assert (mine.double() - expected).norm() / expected.norm() < 5e-3
+
+
+@pytest.mark.parametrize("shape", [(0, 8), (3, 8), (1, 4, 5, 8)])
+def test_other_devices_and_layouts_of_memory(shape, monkeypatch):
+    x, gain = torch.randn(shape, dtype=torch.float64), torch.randn(8, dtype=torch.float64)
+    x = x.transpose(1, 2) if x.ndim == 4 else x  # as the heads of attention lie
+    expected = results(rms_norm_reference, x, gain, 1e-6)
+    torch.testing.assert_close(results(rms_norm, x, gain, 1e-6), expected)
+    monkeypatch.setattr(kernel, "_gradient_on_cpu", kernel._gradient)  # as on a GPU
+    torch.testing.assert_close(results(rms_norm, x, gain, 1e-6), expected)
