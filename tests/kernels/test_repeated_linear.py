@@ -15,11 +15,12 @@ def test_it_is_the_plain_product(dtype, biased, packs, monkeypatch):
     if not packs:
         monkeypatch.setattr(repeated_linear, "can_pack", lambda weight: False)
     generator = torch.Generator().manual_seed(1)
-    weight, bias = torch.randn(7, 5, generator=generator).to(dtype), torch.randn(7, generator=generator).to(dtype)
+    weight, bias = (torch.randn(14, 6, generator=generator).to(dtype)[::2, 1:] for _ in range(2))
+    bias = bias[:, 0]  # no view here is contiguous
     times = RepeatedLinear(weight, bias if biased else None)
     place = weight.new_empty(9, 7)
     for rows in (9, 1, 4, 9, 0):
-        x = torch.randn(rows, 5, generator=generator).to(dtype)
+        x = torch.randn(5, rows, generator=generator).to(dtype).T
         torch.testing.assert_close(times(x, place), F.linear(x, weight, bias if biased else None))
 
 

@@ -19,7 +19,7 @@ class RepeatedLinear:
             weight: W, (out, in); not to be changed while this is in use.
             bias: b, (out,), of its dtype.
         """
-        self.weight, self.bias = weight, bias
+        self.weight, self.bias = weight, None if bias is None else bias.contiguous()  # oneDNN reads it as if it were
         self.packed = torch.ops.mkldnn._reorder_linear_weight(weight, None) if can_pack(weight) else None
 
     def __call__(self, x: Tensor, place: Tensor) -> Tensor:
