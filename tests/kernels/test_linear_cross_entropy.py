@@ -1,3 +1,5 @@
+import math
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -160,3 +162,11 @@ def test_logits_are_never_whole(monkeypatch):
     linear_cross_entropy(hidden, weight, targets)
     linear_scores(hidden, weight, targets)
     assert max(sizes) <= 2**20 < 100 * 50_000
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_sums_over_a_large_vocabulary_are_those_of_float32(dtype):
+    vocabulary = 100_000  # float16 ends at 65,504, bfloat16 keeps three digits
+    hidden, weight = torch.zeros(2, 4, dtype=dtype), torch.zeros(vocabulary, 4, dtype=dtype)
+    losses = linear_cross_entropy(hidden, weight, torch.tensor([0, 5]))
+    torch.testing.assert_close(losses, torch.full((2,), math.log(vocabulary)))

@@ -27,6 +27,7 @@ from lorafit.kernels.repeated_linear import RepeatedLinear
 
 CACHED_LOGITS = 2**20  # of a block on the CPU: 4 MB in float32, a part of a shared cache
 CACHED_HALF_LOGITS = 3 * 2**20  # in half precision, whose products are faster the larger they are: 6 MB
+CACHED_SUMS = 2**18  # of those in float32 at a time: 1 MB
 DEVICE_LOGITS = 2**26  # of a block on a device, where few large products win: 256 MB in float32
 FEWEST_COLUMNS = 256  # of the vocabulary in a block; fewer starve the matrix product
 MOST_ROWS = 4096  # at once
@@ -143,6 +144,15 @@ def _statistics_dtype(x: Tensor) -> torch.dtype:
     return torch.promote_types(x.dtype, torch.float32)
 
 
+def _add_columns(sums: Tensor, e: Tensor) -> None:
+    """Add the sum of each column of e, (columns, rows), in the dtype of the sums; in pieces that stay in the cache."""
+    if e.dtype == sums.dtype or e.device.type != "cpu":
+        sums += e.sum(0, dtype=sums.dtype)
+        return
+    for piece in e.split(max(1, CACHED_SUMS // max(1, len(sums)))):  # torch's own mixed sum takes ten times as long
+        sums += piece.to(sums.dtype).sum(0)
+
+
 class _LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, hidden, weight, targets, bias, scale, softcap, block) -> Tensor:
@@ -220,21 +230,20 @@ class _Head:
         others = torch.zeros(targets.shape, **statistics)
         gradient = torch.zeros(hidden.shape if self.with_gradient else (0,), **statistics)
         choice = _Choice(others, targets) if self.with_choice else None
-        place = hidden.new_empty(min(self.columns, len(self.weight)), len(hidden))
         relative = self.is_plain and choice is None
-        times_hidden = RepeatedLinear(hidden, -reference if relative else None)
+        times_hidden = self._times(hidden, -reference if relative else None)
         for start, at_target in self._blocks(targets):
             part = self.weight[start : start + self.columns]  # (columns, d)
             if relative:
-                z, slope = times_hidden(part, place), None  # (columns, rows): this way is the faster
+                z, slope = times_hidden(part), None  # (columns, rows): this way is the faster
             else:
-                z, slope = self._logits(part, start, times_hidden, place)
+                z, slope = self._logits(part, start, times_hidden)
                 if choice is not None:
                     choice.see(z, start)
                 z = z.sub_(reference)
             e = z.exp_()
             e.view(-1).index_fill_(0, at_target, 0)
-            others += e.sum(0)  # within a block torch sums in float32
+            _add_columns(others, e)
             if self.with_gradient:
                 e = e if slope is None else e.mul_(slope)
                 if e.dtype == part.dtype == gradient.dtype:
@@ -254,11 +263,10 @@ class _Head:
     def _largest(self, hidden: Tensor) -> Tensor:
         """(rows,): the largest logit of each row, in their dtype."""
         largest = hidden.new_full((len(hidden),), -torch.inf)
-        place = hidden.new_empty(min(self.columns, len(self.weight)), len(hidden))
-        times_hidden = RepeatedLinear(hidden)
+        times_hidden = self._times(hidden)
         for start in range(0, len(self.weight), self.columns):
             part = self.weight[start : start + self.columns]
-            z, _ = self._logits(part, start, times_hidden, place)
+            z, _ = self._logits(part, start, times_hidden)
             largest = torch.maximum(largest, z.amax(0).to(largest.dtype))
         return largest
 
@@ -267,11 +275,13 @@ class _Head:
         """Whether logits are the product alone."""
         return self.bias is None and self.scale == 1 and self.softcap is None
 
-    def _logits(
-        self, part: Tensor, start: int, times_hidden: RepeatedLinear, place: Tensor
-    ) -> tuple[Tensor, Tensor | None]:
+    def _times(self, hidden: Tensor, bias: Tensor | None = None) -> RepeatedLinear:
+        """A block of the head times the hidden states, (columns, rows)."""
+        return RepeatedLinear(hidden, bias, most_rows=min(self.columns, len(self.weight)))
+
+    def _logits(self, part: Tensor, start: int, times_hidden: RepeatedLinear) -> tuple[Tensor, Tensor | None]:
         """`cap(scale * (h W' + b))` of a block, (columns, rows), and the cap's slope where the gradient needs it."""
-        z = times_hidden(part, place)
+        z = times_hidden(part)
         if self.bias is not None:
             z += self.bias[start : start + len(part), None]
         if self.scale != 1:
