@@ -5,6 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from lorafit.kernels import linear_cross_entropy as module
 from lorafit.kernels.linear_cross_entropy import (
     linear_cross_entropy,
     linear_cross_entropy_reference,
@@ -170,3 +171,70 @@ def test_sums_over_a_large_vocabulary_are_those_of_float32(dtype):
     hidden, weight = torch.zeros(2, 4, dtype=dtype), torch.zeros(vocabulary, 4, dtype=dtype)
     losses = linear_cross_entropy(hidden, weight, torch.tensor([0, 5]))
     torch.testing.assert_close(losses, torch.full((2,), math.log(vocabulary)))
+
+
+@pytest.fixture
+def kept(monkeypatch):
+    """Filled with (entries kept, entries) of every block that leaves any out."""
+    found, own = [], module._weighty
+
+    def spy(e, sums, least):
+        weighty = own(e, sums, least)
+        found.append((len(e) if weighty is None else len(weighty), len(e)))
+        return weighty
+
+    monkeypatch.setattr(module, "_weighty", spy)
+    return found
+
+
+def peaked(dtype, rows=60, vocabulary=40_000, width=64):
+    """Rows over a vocabulary in which few entries are frequent (Zipf's law, squared), their targets drawn from it."""
+    torch.manual_seed(0)
+    hidden = torch.randn(rows, width, dtype=torch.float64) * 0.15
+    weight = torch.randn(vocabulary, width, dtype=torch.float64)
+    hidden[:, 0], weight[:, 0] = 1, -2 * (1 + torch.randperm(vocabulary).double()).log()
+    targets = (hidden @ weight.T).softmax(1).multinomial(1)[:, 0]
+    return hidden.to(dtype), weight.to(dtype), targets
+
+
+def losses_and_gradient(hidden, weight, targets, softcap=None):
+    hidden = hidden.clone().requires_grad_()
+    losses = linear_cross_entropy(hidden, weight, targets, softcap=softcap, block=(len(hidden), 4096))
+    losses.sum().backward()
+    return losses.detach(), hidden.grad
+
+
+def difference(ours, other):
+    return (ours - other).norm() / other.norm()
+
+
+@pytest.mark.parametrize("softcap", [None, 40.0])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_what_is_too_small_to_show_is_left_out_of_the_gradient(kept, monkeypatch, dtype, softcap):
+    hidden, weight, targets = peaked(dtype)
+    losses, gradient = losses_and_gradient(hidden, weight, targets, softcap)
+    assert len(kept) == 10 and sum(few for few, _ in kept) < 0.9 * 40_000
+    monkeypatch.setattr(module, "_weighty", lambda *_: None)
+    all_losses, all_gradient = losses_and_gradient(hidden, weight, targets, softcap)
+    assert torch.equal(losses, all_losses) and not torch.equal(gradient, all_gradient)
+    rounding = torch.finfo(dtype).eps / 2
+    assert difference(gradient, all_gradient) < rounding
+    assert all(difference(row, its) < 2 * rounding for row, its in zip(gradient, all_gradient, strict=True))
+
+
+def test_a_row_that_would_lose_too_much_is_computed_whole(kept):
+    hidden, weight, targets = peaked(torch.bfloat16, rows=400)
+    hidden[3] = 0  # each entry is next to nothing, all together are the gradient: their mean, less the target's
+    weight[:, 1:] += 2
+    weight[targets[3]] = 0
+    _, gradient = losses_and_gradient(hidden, weight, targets)
+    assert sum(few for few, _ in kept) < 0.9 * 40_000
+    torch.testing.assert_close(gradient[3].float(), weight.float().mean(0), rtol=0.01, atol=0)
+
+
+def test_in_single_precision_all_entries_count(kept):
+    hidden, weight, targets = peaked(torch.float32)
+    _, gradient = losses_and_gradient(hidden, weight, targets)
+    exact = hidden.double().requires_grad_()
+    linear_cross_entropy_reference(exact, weight.double(), targets).sum().backward()
+    assert not kept and difference(gradient, exact.grad) < 1e-5
