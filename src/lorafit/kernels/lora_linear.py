@@ -93,7 +93,7 @@ def lora_linear_reference(
     """The same by autograd, adapter by adapter, for given masks."""
     y = F.linear(x, weight, bias)
     for adapter, mask in zip(adapters, masks, strict=True):
-        seen = x if mask is None else x * mask.draw(x.shape, x.device) * mask.scale
+        seen = x if mask is None else x * mask.draw(x) * mask.scale
         y = y + F.linear(F.linear(seen, adapter.A.to(x.dtype)), adapter.B.to(x.dtype)) * adapter.scaling
     return y
 
@@ -184,7 +184,7 @@ def _blocks(ranks: list[int], masks: list[Mask | None], like: Tensor) -> Iterato
         yield slice(0, sum(ranks)), None
         return
     for mask, rank, end in zip(masks, ranks, itertools.accumulate(ranks), strict=True):
-        yield slice(end - rank, end), mask.draw(like.shape, like.device) if mask else None
+        yield slice(end - rank, end), mask.draw(like) if mask else None
 
 
 def _narrow(x: Tensor, A: Tensor, ranks: list[int], masks: list[Mask | None]) -> Tensor:
