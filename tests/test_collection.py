@@ -3,7 +3,7 @@ import weakref
 
 import pytest
 
-from lorafit.collection import collection_paused
+from lorafit.collection import collection_of_new, collection_paused
 
 
 def test_paused_inside_and_as_before_afterwards():
@@ -40,3 +40,18 @@ def test_what_the_caller_froze_stays_frozen():
     finally:
         gc.unfreeze()
     assert any(one is own for one in gc.get_objects())
+
+
+def test_the_search_passes_over_what_was_there_before():
+    class Cycle:
+        def __init__(self):
+            self.own = self
+
+    before = weakref.ref(Cycle())
+    with collection_of_new():
+        with collection_of_new():
+            new = weakref.ref(Cycle())
+        gc.collect()
+        assert before() is not None and new() is None
+    gc.collect()
+    assert before() is None and gc.get_freeze_count() == 0

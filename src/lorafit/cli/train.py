@@ -106,7 +106,7 @@ def train(
 
 def run_training(recipe: "Recipe", out: Output, *, resume: bool = False, force: bool = False) -> "Trained":
     """Train, showing first the rows and what it will take, and at the end what it took."""
-    from lorafit.collection import collection_paused
+    from lorafit.collection import collection_of_new, collection_paused
 
     with collection_paused():  # most of the time to the first step is importing
         from lorafit.cli.show import show_rows
@@ -117,13 +117,14 @@ def run_training(recipe: "Recipe", out: Output, *, resume: bool = False, force: 
 
     for note in recipe.recipe_notes:
         out.console.print(note, style="dim", markup=False)
-    trained = fit(
-        recipe,
-        resume=resume,
-        force=force,
-        on_summary=show,
-        on_plan=lambda plan: out.console.print(plan_line(plan), markup=False),
-    )
+    with collection_of_new():
+        trained = fit(
+            recipe,
+            resume=resume,
+            force=force,
+            on_summary=show,
+            on_plan=lambda plan: out.console.print(plan_line(plan), markup=False),
+        )
     if (line := memory_line(trained.run.record)) is not None:
         out.console.print(line, style="dim", markup=False)
     return trained
