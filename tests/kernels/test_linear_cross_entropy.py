@@ -175,16 +175,16 @@ def test_sums_over_a_large_vocabulary_are_those_of_float32(dtype):
 
 @pytest.fixture
 def kept(monkeypatch):
-    """Filled with (entries kept, entries) of every block that leaves any out."""
-    found, own = [], module._weighty
+    """Filled with the number of entries kept of each block."""
+    counts, own = [], module._Weighty.of
 
-    def spy(e, sums, least):
-        weighty = own(e, sums, least)
-        found.append((len(e) if weighty is None else len(weighty), len(e)))
-        return weighty
+    def spy(self, e, its_sums):
+        found = own(self, e, its_sums)
+        counts.append(len(e) if found is None else len(found[0]))
+        return found
 
-    monkeypatch.setattr(module, "_weighty", spy)
-    return found
+    monkeypatch.setattr(module._Weighty, "of", spy)
+    return counts
 
 
 def peaked(dtype, rows=60, vocabulary=40_000, width=64):
@@ -213,8 +213,8 @@ def difference(ours, other):
 def test_what_is_too_small_to_show_is_left_out_of_the_gradient(kept, monkeypatch, dtype, softcap):
     hidden, weight, targets = peaked(dtype)
     losses, gradient = losses_and_gradient(hidden, weight, targets, softcap)
-    assert len(kept) == 10 and sum(few for few, _ in kept) < 0.9 * 40_000
-    monkeypatch.setattr(module, "_weighty", lambda *_: None)
+    assert len(kept) == 10 and sum(kept) < 0.9 * 40_000
+    monkeypatch.setattr(module._Weighty, "of", lambda *_: None)
     all_losses, all_gradient = losses_and_gradient(hidden, weight, targets, softcap)
     assert torch.equal(losses, all_losses) and not torch.equal(gradient, all_gradient)
     rounding = torch.finfo(dtype).eps / 2
@@ -222,13 +222,13 @@ def test_what_is_too_small_to_show_is_left_out_of_the_gradient(kept, monkeypatch
     assert all(difference(row, its) < 2 * rounding for row, its in zip(gradient, all_gradient, strict=True))
 
 
-def test_a_row_that_would_lose_too_much_is_computed_whole(kept):
+def test_a_row_that_would_lose_too_much_keeps_all(kept):
     hidden, weight, targets = peaked(torch.bfloat16, rows=400)
     hidden[3] = 0  # each entry is next to nothing, all together are the gradient: their mean, less the target's
     weight[:, 1:] += 2
     weight[targets[3]] = 0
     _, gradient = losses_and_gradient(hidden, weight, targets)
-    assert sum(few for few, _ in kept) < 0.9 * 40_000
+    assert sum(kept) < 0.9 * 40_000
     torch.testing.assert_close(gradient[3].float(), weight.float().mean(0), rtol=0.01, atol=0)
 
 

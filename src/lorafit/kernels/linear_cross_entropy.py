@@ -17,11 +17,11 @@ relative to its largest.
 
 Nearly all of a vocabulary's exponentials are too small to show in a half-precision gradient (Cut Cross-Entropy, arXiv
 2411.09009, leaves out blocks of them). On the CPU in half precision an entry is left out of the gradient where its
-share of a row's S, averaged over the rows, is below u / V, with u the dtype's unit roundoff: the mean row then loses
-less than u of its S, as much as rounding the exponentials may take, and a row that would lose more is computed once
-more, whole. Losses are always of all entries. Measured (262,144 x 640, bfloat16, 720 to 970 rows of Gemma 3 270M's
-answers): 14 to 18 % of the entries are kept and the gradient moves by 0.0005 (relative; its own rounding moves it by
-0.0025); loss and gradient take 0.55 to 0.65 times as long.
+share of a row's S, averaged over the rows, is below eps / 2V, with eps the dtype's: the mean row then loses less than
+eps / 2 of its S, as much as rounding the exponentials may take; a row that would lose more than eps keeps a block
+whole. Losses are always of all entries. Measured (262,144 x 640, bfloat16, 720 to 970 rows of Gemma 3 270M's answers):
+14 to 18 % of the entries are kept and the gradient moves by 0.0005 (relative; its own rounding moves it by 0.0025);
+loss and gradient take 0.55 to 0.65 times as long.
 """
 
 import functools
@@ -153,24 +153,12 @@ def _statistics_dtype(x: Tensor) -> torch.dtype:
     return torch.promote_types(x.dtype, torch.float32)
 
 
-def _unit_roundoff(dtype: torch.dtype) -> float:
-    """The largest relative error of rounding to `dtype`."""
-    return torch.finfo(dtype).eps / 2
-
-
 def _column_sums(e: Tensor, dtype: torch.dtype) -> Tensor:
     """The sum of each column of e, (columns, rows), in `dtype`; in pieces that stay in the cache."""
     if e.dtype == dtype or e.device.type != "cpu":
         return e.sum(0, dtype=dtype)
     pieces = e.split(max(1, CACHED_SUMS // max(1, e.shape[1])))
     return functools.reduce(Tensor.add_, (piece.to(dtype).sum(0) for piece in pieces))  # torch's mixed sum: 10x as long
-
-
-def _weighty(e: Tensor, sums: Tensor, least: float) -> Tensor | None:
-    """Which entries of a block, e of (columns, rows), have shares of `sums` that add up to `least`; None for all."""
-    shares = torch.mv(e, sums.clamp_min(torch.finfo(sums.dtype).tiny).reciprocal().to(e.dtype))
-    few = shares <= least  # what is no number is not
-    return (~few).nonzero()[:, 0] if few.any() else None
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
@@ -219,16 +207,14 @@ class _Head:
         """(rows, d) and (rows,) to losses (rows,), gradient (rows, d) and choice (rows,), empty if not asked for."""
         own = self._own_logit(hidden, targets)
         reference = own.to(hidden.dtype)
-        spares = self.with_gradient and hidden.dtype.itemsize < 4 and hidden.device.type == "cpu"
-        others, gradient, left_out, correct = self._sums(hidden, targets, reference, spares)
+        others, gradient, correct = self._sums(hidden, targets, reference)
         far = ~(others < torch.finfo(hidden.dtype).max ** HEADROOM)  # what is no number is not less
         if far.any():
-            reference[far] = self._largest(hidden[far])
-        again = far | (left_out > _unit_roundoff(hidden.dtype) * others)
-        if again.any():
-            others[again], sums, _, _ = self._sums(hidden[again], targets[again], reference[again])
+            again, its_targets = hidden[far], targets[far]
+            reference[far] = self._largest(again)
+            others[far], sums, _ = self._sums(again, its_targets, reference[far])
             if self.with_gradient:
-                gradient[again] = sums
+                gradient[far] = sums
         above = own - reference  # what rounding left of the target's logit; far below 0 where the largest was taken
         losses = torch.logaddexp(others.log() - above, torch.zeros_like(above))
         if self.with_gradient:  # d loss / d z = (softmax(z) - onehot) cap'(z)
@@ -246,20 +232,16 @@ class _Head:
         z *= self.scale
         return z if self.softcap is None else z.div_(self.softcap).tanh_().mul_(self.softcap)
 
-    def _sums(
-        self, hidden: Tensor, targets: Tensor, reference: Tensor, spares: bool = False
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Of all j but the target: exp(z_j - reference), (rows,), and, times W_j, (rows, d); and whether t is first.
-
-        With `spares` entries that hardly count are left out of the second; the third is the sum of theirs, (rows,).
-        """
+    def _sums(self, hidden: Tensor, targets: Tensor, reference: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Of all j but the target: exp(z_j - reference), (rows,), and, times W_j, (rows, d); and whether t is first."""
         statistics = {"dtype": _statistics_dtype(hidden), "device": hidden.device}
-        others, kept = torch.zeros(targets.shape, **statistics), torch.zeros(targets.shape, **statistics)
+        others = torch.zeros(targets.shape, **statistics)
         gradient = torch.zeros(hidden.shape if self.with_gradient else (0,), **statistics)
         choice = _Choice(others, targets) if self.with_choice else None
         relative = self.is_plain and choice is None
         times_hidden = self._times(hidden, -reference if relative else None)
-        least = len(targets) * _unit_roundoff(hidden.dtype) / len(self.weight) if spares else None
+        spares = self.with_gradient and hidden.dtype.itemsize < 4 and hidden.device.type == "cpu"
+        weighty = _Weighty(others, len(self.weight), hidden.dtype) if spares else None
         for start, at_target in self._blocks(targets):
             part = self.weight[start : start + self.columns]  # (columns, d)
             if relative:
@@ -273,18 +255,21 @@ class _Head:
             e.view(-1).index_fill_(0, at_target, 0)
             sums = _column_sums(e, others.dtype)
             others += sums
-            if least is not None and (weighty := _weighty(e, others, least)) is not None:
-                e, part = e.index_select(0, weighty), part.index_select(0, weighty)
-                slope = None if slope is None else slope.index_select(0, weighty)
-                sums = _column_sums(e, others.dtype)
-            kept += sums
-            if self.with_gradient:
-                e = e if slope is None else e.mul_(slope)
-                if e.dtype == part.dtype == gradient.dtype:
-                    gradient.addmm_(e.T, part)
-                else:
-                    gradient += e.to(part.dtype).T @ part
-        return others, gradient, others - kept, others.new_empty(0) if choice is None else choice.is_target
+            if not self.with_gradient:
+                continue
+            if weighty is not None and (found := weighty.of(e, sums)) is not None:
+                kept, few, rows = found
+                if len(rows):
+                    whole = e[:, rows] if slope is None else e[:, rows] * slope[:, rows]
+                    gradient[rows] += whole.to(part.dtype).T @ part
+                e, part = few.index_fill_(1, rows, 0), part.index_select(0, kept)
+                slope = None if slope is None else slope.index_select(0, kept)
+            e = e if slope is None else e.mul_(slope)
+            if e.dtype == part.dtype == gradient.dtype:
+                gradient.addmm_(e.T, part)
+            else:
+                gradient += e.to(part.dtype).T @ part
+        return others, gradient, others.new_empty(0) if choice is None else choice.is_target
 
     def _blocks(self, targets: Tensor) -> Iterator[tuple[int, Tensor]]:
         """First vocabulary entry of each block, and where in its (columns, rows) values, flat, the targets' are."""
@@ -351,3 +336,31 @@ class _Choice:
         rows = (risen & here & (found == largest)).nonzero()[:, 0]
         self.is_target &= ~risen
         self.is_target[rows] = z[:, rows].argmax(0) == inside[rows]
+
+
+class _Weighty:
+    """Which entries of the vocabulary show in a gradient of half precision, while blocks go by."""
+
+    def __init__(self, sums: Tensor, vocabulary: int, dtype: torch.dtype) -> None:
+        """Of rows whose exponentials add up to `sums`, (rows,), so far; of a head in `dtype`."""
+        self.sums, self.left_out = sums, torch.zeros_like(sums)
+        self.most = torch.finfo(dtype).eps  # of a row's sum; of the mean row's half of it
+        self.least = len(sums) * self.most / 2 / vocabulary
+
+    def of(self, e: Tensor, its_sums: Tensor) -> tuple[Tensor, Tensor, Tensor] | None:
+        """Which entries of a block show, their exponentials, and which rows need all of them; None: all show.
+
+        Args:
+            e: the block's exponentials, (columns, rows).
+            its_sums: what it added to the sums, (rows,).
+        """
+        shares = torch.mv(e, self.sums.clamp_min(torch.finfo(self.sums.dtype).tiny).reciprocal().to(e.dtype))
+        hidden = shares <= self.least  # what is no number is not
+        if not hidden.any():
+            return None
+        kept = (~hidden).nonzero()[:, 0]
+        few = e.index_select(0, kept)
+        left_out = self.left_out + its_sums - _column_sums(few, its_sums.dtype)
+        whole = left_out > self.most * self.sums
+        self.left_out = torch.where(whole, self.left_out, left_out)
+        return kept, few, whole.nonzero()[:, 0]
