@@ -229,25 +229,27 @@ def train_with_lorafit(model, settings, rows, checkpoints: Path) -> tuple[float,
     """Train the model's adapter as `lorafit train` does, without evaluations."""
     from datasets import Dataset
 
+    from lorafit.collection import collection_of_new
     from lorafit.train.fast import choose_fast_path
     from lorafit.train.loss import LabelLoss
     from lorafit.train.trainer import LoraTrainer
 
     loss = LabelLoss(model)
     start = time.perf_counter()
-    fast = choose_fast_path(loss, [loss.document(row) for row in rows[:4]])
-    trainer = LoraTrainer(
-        model,
-        settings,
-        train=Dataset.from_list(rows),
-        held_out=None,
-        checkpoints=checkpoints,
-        loss=loss,
-        packed=fast.packed,
-        share_prefix=fast.prefix,
-    )
-    with fast.on(loss):
-        return timed(trainer, start)
+    with collection_of_new():
+        fast = choose_fast_path(loss, [loss.document(row) for row in rows[:4]])
+        trainer = LoraTrainer(
+            model,
+            settings,
+            train=Dataset.from_list(rows),
+            held_out=None,
+            checkpoints=checkpoints,
+            loss=loss,
+            packed=fast.packed,
+            share_prefix=fast.prefix,
+        )
+        with fast.on(loss):
+            return timed(trainer, start)
 
 
 def transformers_peft(arguments, rows) -> tuple[float, list[dict]]:
