@@ -53,5 +53,8 @@ def test_the_search_passes_over_what_was_there_before():
             new = weakref.ref(Cycle())
         gc.collect()
         assert before() is not None and new() is None
+        with collection_paused():
+            read = Cycle()
+        assert not any(one is read for one in gc.get_objects())
     gc.collect()
     assert before() is None and gc.get_freeze_count() == 0

@@ -4,6 +4,8 @@ import gc
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+_passes_over = False  # within `collection_of_new`
+
 
 @contextmanager
 def collection_paused() -> Iterator[None]:
@@ -20,7 +22,9 @@ def collection_paused() -> Iterator[None]:
     try:
         yield
     finally:
-        if not gc.get_freeze_count():  # or else the caller keeps something out of every search
+        if _passes_over:
+            gc.freeze()
+        elif not gc.get_freeze_count():  # or else the caller keeps something out of every search
             gc.freeze()
             gc.unfreeze()
         gc.enable()
@@ -28,15 +32,18 @@ def collection_paused() -> Iterator[None]:
 
 @contextmanager
 def collection_of_new() -> Iterator[None]:
-    """Inside, the search passes over what exists at the start: packages, above all.
+    """Inside, the search passes over what is there at the start, above all packages, and what is made in a pause of it.
 
     A training asks for whole searches too, 0.3 s each with torch and transformers.
     """
+    global _passes_over
     if gc.get_freeze_count():  # the caller does so already
         yield
         return
     gc.freeze()
+    _passes_over = True
     try:
         yield
     finally:
+        _passes_over = False
         gc.unfreeze()

@@ -187,12 +187,16 @@ def kept(monkeypatch):
     return counts
 
 
-def peaked(dtype, rows=60, vocabulary=40_000, width=64):
-    """Rows over a vocabulary in which few entries are frequent (Zipf's law, squared), their targets drawn from it."""
+def peaked(dtype, rows=300, vocabulary=20_000, width=64):
+    """Rows over a vocabulary in which few entries are frequent (Zipf's law, squared), their targets drawn from it.
+
+    All rows of the head have a direction in common, along which nothing may be lost: no rounding averages it out.
+    """
     torch.manual_seed(0)
     hidden = torch.randn(rows, width, dtype=torch.float64) * 0.15
     weight = torch.randn(vocabulary, width, dtype=torch.float64)
     hidden[:, 0], weight[:, 0] = 1, -2 * (1 + torch.randperm(vocabulary).double()).log()
+    hidden[:, 1], weight[:, 1] = 0, 20
     targets = (hidden @ weight.T).softmax(1).multinomial(1)[:, 0]
     return hidden.to(dtype), weight.to(dtype), targets
 
@@ -205,36 +209,65 @@ def losses_and_gradient(hidden, weight, targets, softcap=None):
 
 
 def difference(ours, other):
-    return (ours - other).norm() / other.norm()
+    return float((ours.double() - other).norm() / other.norm())
 
 
 @pytest.mark.parametrize("softcap", [None, 40.0])
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_what_is_too_small_to_show_is_left_out_of_the_gradient(kept, monkeypatch, dtype, softcap):
-    hidden, weight, targets = peaked(dtype)
+def test_what_is_too_small_to_show_is_left_out_of_the_gradient(kept, monkeypatch, softcap):
+    hidden, weight, targets = peaked(torch.bfloat16)
     losses, gradient = losses_and_gradient(hidden, weight, targets, softcap)
-    assert len(kept) == 10 and sum(kept) < 0.9 * 40_000
+    assert len(kept) == 5 and sum(kept) < 0.9 * 20_000
     monkeypatch.setattr(module._Weighty, "of", lambda *_: None)
     all_losses, all_gradient = losses_and_gradient(hidden, weight, targets, softcap)
     assert torch.equal(losses, all_losses) and not torch.equal(gradient, all_gradient)
-    rounding = torch.finfo(dtype).eps / 2
-    assert difference(gradient, all_gradient) < rounding
-    assert all(difference(row, its) < 2 * rounding for row, its in zip(gradient, all_gradient, strict=True))
+    exact = hidden.double().requires_grad_()
+    linear_cross_entropy_reference(exact, weight.double(), targets, softcap=softcap).sum().backward()
+    assert exact.grad is not None
+    assert difference(gradient, exact.grad) < 1.1 * difference(all_gradient, exact.grad)
+    in_sum, all_in_sum = (difference(g.double().sum(0), exact.grad.sum(0)) for g in (gradient, all_gradient))
+    assert in_sum < 2 * all_in_sum  # what is lost does not add up
 
 
-def test_a_row_that_would_lose_too_much_keeps_all(kept):
+@pytest.mark.parametrize("softcap", [None, 200.0])
+def test_a_row_that_would_lose_too_much_keeps_all(kept, softcap):
     hidden, weight, targets = peaked(torch.bfloat16, rows=400)
     hidden[3] = 0  # each entry is next to nothing, all together are the gradient: their mean, less the target's
     weight[:, 1:] += 2
     weight[targets[3]] = 0
-    _, gradient = losses_and_gradient(hidden, weight, targets)
-    assert sum(kept) < 0.9 * 40_000
+    _, gradient = losses_and_gradient(hidden, weight, targets, softcap)
+    assert sum(kept) < 0.9 * 20_000
     torch.testing.assert_close(gradient[3].float(), weight.float().mean(0), rtol=0.01, atol=0)
 
 
-def test_in_single_precision_all_entries_count(kept):
-    hidden, weight, targets = peaked(torch.float32)
+def test_what_a_row_leaves_out_stays_below_the_bounds_over_all_blocks():
+    eps = torch.finfo(torch.bfloat16).eps
+    e = torch.full((30_000, 300), 1e-12)
+    e[:100] = 0.01
+    e[:, :20] += 3 * eps / len(e)  # rows whose tail is 3 eps, a part of it in each block
+    e = e.bfloat16()
+    sums = torch.zeros(300)
+    weighty, left_out, whole = module._Weighty(sums, len(e), e.dtype), torch.zeros(300, dtype=torch.float64), 0
+    for block in e.split(3000):
+        its_sums = block.float().sum(0)
+        sums += its_sums
+        found = weighty.of(block, its_sums)
+        if found is None:
+            continue
+        entries, few, rows, its_left_out = found
+        own = block.double()
+        own[entries] = 0
+        own[:, rows] = 0
+        assert torch.equal(few, block[entries])
+        torch.testing.assert_close(its_left_out.double(), own.sum(0), rtol=0.01, atol=1e-5 * float(sums.max()))
+        left_out, whole = left_out + own.sum(0), whole + len(rows)
+    assert whole and (left_out <= 1.001 * eps * sums).all() and (left_out / sums).mean() < eps / 2
+    assert (left_out[:20] > 0.7 * eps * sums[:20]).all()
+
+
+@pytest.mark.parametrize(("dtype", "rows"), [(torch.float32, 300), (torch.float16, 300), (torch.bfloat16, 100)])
+def test_elsewhere_all_entries_count(kept, dtype, rows):
+    hidden, weight, targets = peaked(dtype, rows)
     _, gradient = losses_and_gradient(hidden, weight, targets)
     exact = hidden.double().requires_grad_()
     linear_cross_entropy_reference(exact, weight.double(), targets).sum().backward()
-    assert not kept and difference(gradient, exact.grad) < 1e-5
+    assert not kept and difference(gradient, exact.grad) < (1e-5 if dtype == torch.float32 else 0.03)

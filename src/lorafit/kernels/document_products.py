@@ -27,7 +27,7 @@ ROWS_ELSEWHERE = 512
 LONGEST_GROUPED = 24  # tokens: up to here a document's products cost less than setting them up, so it joins others
 SLACK = 512  # scores (a head) that padding may add to a document
 MOST_SCORES = 512 * 512  # a head, in one batched product: no more memory than one long document needs
-WHOLE_HALVES = 32  # scores in a row, on the CPU: what is over, torch takes one by one
+WHOLE_HALVES = 32  # scores that torch takes at once in half precision on the CPU; what is over, one by one
 
 
 @dataclass(frozen=True)
@@ -116,7 +116,7 @@ class Group:
 def groups_of(
     lengths: tuple[int, ...], causal: bool, window: int | None, dtype: torch.dtype, device: torch.device
 ) -> tuple[Group, ...]:
-    """The groups for documents of these lengths, with masks in `dtype`. All layers of a forward pass share them."""
+    """The groups for documents of these lengths, for heads of `dtype`. All layers of a forward pass share them."""
     starts = list(itertools.accumulate(lengths, initial=0))
     groups = []
     for members in _members(lengths):
@@ -172,8 +172,8 @@ def _blocks(
 
 def _dtype_of_scores(keys: int, dtype: torch.dtype, device: torch.device) -> torch.dtype:
     """Float32 where the softmax of half-precision rows is slow: 16 documents of 30 tokens take 0.58 ms, so 0.16."""
-    slow = device.type == "cpu" and dtype.itemsize < 4 and keys % WHOLE_HALVES
-    return torch.float32 if slow else dtype
+    slow = keys % WHOLE_HALVES * 16 > keys
+    return torch.float32 if slow and device.type == "cpu" and dtype.itemsize < 4 else dtype
 
 
 @functools.lru_cache(maxsize=128)
@@ -238,7 +238,7 @@ class _Attention(torch.autograd.Function):
                 (mask,) = draw_masks([dropout])
                 if mask is not None:
                     left, scale = mask.draw(p), mask.scale
-                    kept.append(left)
+                    kept.append(left.bool())
                     p = _dropped(p, left, scale)
                 _put(place, block, torch.bmm(p, values.narrow(1, *block.keys)))
             group.store(output, place)
@@ -265,13 +265,13 @@ class _Attention(torch.autograd.Function):
                     p = next(kept)
                 else:
                     p, slope = _weights(rows, its_keys, block, group, softcap)
-                left = next(kept) if scale != 1 else None
+                left = next(kept).to(p.dtype) if scale != 1 else None
                 if wants_v:
                     sum_v.add(block, _dropped(p, left, scale), drows)
                 if not (wants_q or wants_k):
                     continue
                 dp = _dropped(torch.bmm(drows, values.narrow(1, *block.keys).transpose(1, 2)), left, scale)
-                dz = _softmax_backward(dp, p, block.dtype)
+                dz = _softmax_backward(dp, p, block.dtype if block.keys[1] < WHOLE_HALVES else p.dtype)
                 if slope is not None:
                     dz *= slope
                 if wants_q:
