@@ -260,8 +260,10 @@ class _Head:
             if not self.with_gradient:
                 continue
             e = e if slope is None else e.mul_(slope)
-            its_sums = sums if slope is None else _column_sums(e, others.dtype)
-            if weighty is not None and (found := weighty.of(e, its_sums)) is not None:
+            found = None
+            if weighty is not None:
+                found = weighty.of(e, sums if slope is None else _column_sums(e, others.dtype))
+            if found is not None:
                 kept, few, rows, left_out = found
                 if len(rows):
                     gradient[rows] += e[:, rows].to(part.dtype).T @ part
