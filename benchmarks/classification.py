@@ -4,6 +4,8 @@
     python benchmarks/classification.py --data trec.train --test trec.test
 
 The systems take turns. Samples a second of the whole training, peak memory of the process, accuracy on the test file.
+`transformers-peft` trains the model as `from_pretrained` loads it, in the dtype of its file (MiniLM's is float32);
+`transformers-peft-same-dtype` in the one that lorafit takes by itself (bfloat16 where the processor multiplies it fast).
 The files are TREC's own: a line is `COARSE:fine question`, in latin-1; the class is the coarse one.
 """
 
@@ -20,8 +22,8 @@ from pathlib import Path
 
 from peers import machine, trainer_in_order
 
-SYSTEMS = ("lorafit", "transformers-peft")
-RANK, ALPHA, TARGETS, ROWS_A_STEP = 8, 16, ["query", "value"], 16
+SYSTEMS = ("lorafit", "transformers-peft", "transformers-peft-same-dtype")
+RANK, ALPHA, TARGETS = 8, 16, ["query", "value"]
 
 
 def main() -> None:
@@ -31,6 +33,7 @@ def main() -> None:
     parser.add_argument("--test", required=True, help="TREC's test file")
     parser.add_argument("--rows", type=int, help="training rows; all of them if not given")
     parser.add_argument("--epochs", type=float, default=3.0)
+    parser.add_argument("--rows-a-step", type=int, default=32, help="as in PEFT's own example")
     parser.add_argument("--learning-rate", type=float, default=2e-3)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--systems", nargs="+", default=SYSTEMS, choices=SYSTEMS)
@@ -40,7 +43,7 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.worker:
-        train = {"lorafit": lorafit, "transformers-peft": transformers_peft}[arguments.worker]
+        train = lorafit if arguments.worker == "lorafit" else transformers_peft
         print("\n" + json.dumps(train(arguments)))
     else:
         compare(arguments)
@@ -59,7 +62,7 @@ def compare(arguments) -> None:
                     f"{figures['peak_bytes'] / 1e9:.2f} GB, accuracy {figures['accuracy']:.1%}",
                     flush=True,
                 )
-    settings = {"r": RANK, "lora_alpha": ALPHA, "target_modules": TARGETS, "rows_a_step": ROWS_A_STEP}
+    settings = {"r": RANK, "lora_alpha": ALPHA, "target_modules": TARGETS, "rows_a_step": arguments.rows_a_step}
     settings |= {"epochs": arguments.epochs, "learning_rate": arguments.learning_rate}
     report = {"machine": machine(), "rows": rows, "settings": settings, "systems": summarize(results)}
     arguments.output.parent.mkdir(parents=True, exist_ok=True)
@@ -95,6 +98,7 @@ def worker(system: str, seed: int, arguments, folder: str) -> dict:
     command = [sys.executable, __file__, "--worker", system, "--seed", str(seed), "--folder", folder]
     command += ["--model", arguments.model, "--data", arguments.data, "--test", arguments.test]
     command += ["--epochs", str(arguments.epochs), "--learning-rate", str(arguments.learning_rate)]
+    command += ["--rows-a-step", str(arguments.rows_a_step)]
     done = subprocess.run(
         command, capture_output=True, text=True, env={**os.environ, "TOKENIZERS_PARALLELISM": "false"}
     )
@@ -135,20 +139,32 @@ def table(report: dict) -> str:
     return "\n".join(lines)
 
 
-def load(arguments):
-    """Rows, and the model with a head drawn from the seed: the same for both systems."""
+def load(arguments, dtype="auto"):
+    """Rows, and the model with a head drawn from the seed: the same for all systems."""
     from transformers import set_seed
 
     from lorafit.models import load_classifier, resolve
 
     content = json.loads((arguments.folder / "rows.json").read_text())
     set_seed(arguments.seed)
-    model, _ = load_classifier(resolve(arguments.model), content["labels"])
+    model, _ = load_classifier(resolve(arguments.model), content["labels"], dtype=dtype)
     set_seed(arguments.seed)
     return model, content
 
 
+def own_dtype(model: str):
+    """The dtype of a model's file, which `from_pretrained` takes."""
+    from transformers import AutoModel
+
+    from lorafit.models import resolve
+
+    return AutoModel.from_pretrained(resolve(model).path).dtype
+
+
 def lorafit(arguments) -> dict:
+    from lorafit.allocator import tune_torch
+
+    tune_torch()  # before torch is there, as the command line does
     from datasets import Dataset
 
     from lorafit import LoraConfig, attach
@@ -160,7 +176,7 @@ def lorafit(arguments) -> dict:
     model, content = load(arguments)
     attach(model, LoraConfig(r=RANK, lora_alpha=ALPHA, target_modules=TARGETS, task_type="SEQ_CLS"))
     settings = TrainSettings(
-        per_device_train_batch_size=ROWS_A_STEP,
+        per_device_train_batch_size=arguments.rows_a_step,
         num_train_epochs=arguments.epochs,
         learning_rate=arguments.learning_rate,
         lr_scheduler_type="linear",
@@ -194,19 +210,20 @@ def transformers_peft(arguments) -> dict:
     from lorafit.models import load_tokenizer, resolve
     from lorafit.train.batches import ShuffledSteps
 
-    model, content = load(arguments)
+    own = "auto" if arguments.worker == "transformers-peft-same-dtype" else own_dtype(arguments.model)
+    model, content = load(arguments, own)
     config = peft.LoraConfig(r=RANK, lora_alpha=ALPHA, target_modules=TARGETS, task_type="SEQ_CLS")
     model = peft.get_peft_model(model, config)
     rows = [{"input_ids": row["input_ids"], "label": row["labels"][0]} for row in content["train"]]
 
     # accuracies differ by the computation alone
-    in_order = trainer_in_order(ShuffledSteps(len(rows), ROWS_A_STEP, arguments.seed))
+    in_order = trainer_in_order(ShuffledSteps(len(rows), arguments.rows_a_step, arguments.seed))
     start = time.perf_counter()
     trainer = in_order(
         model=model,
         args=TrainingArguments(
             output_dir=str(arguments.folder / f"peft-{arguments.seed}"),
-            per_device_train_batch_size=ROWS_A_STEP,
+            per_device_train_batch_size=arguments.rows_a_step,
             num_train_epochs=arguments.epochs,
             learning_rate=arguments.learning_rate,
             seed=arguments.seed,

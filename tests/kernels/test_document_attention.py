@@ -134,7 +134,7 @@ def test_layers_share_the_bookkeeping():
     for _ in range(5):
         document_attention(*heads_of(lengths, 1, 1, 4), lengths, scaling=0.5)
     assert products.groups_of.cache_info().misses == 1
-    groups = products.groups_of(lengths, True, None, torch.float64, torch.device("cpu"))
+    groups = products.groups_of(lengths, True, None, (1, 1), torch.float64, torch.device("cpu"))
     assert [group.documents for group in groups] == [1, 3]
 
 

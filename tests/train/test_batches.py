@@ -1,5 +1,6 @@
 from collections import Counter
 
+import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
@@ -21,6 +22,17 @@ def test_pack_restarts_positions_and_predicts_nothing_across_a_border():
     assert batch.labelled.tolist() == [[0, 0, 0, 0], [1, 2, 3, 4]]
     assert batch.targets.tolist() == [7, 8, 4, 2]
     assert set(batch.inputs) == {"input_ids", "position_ids"}
+
+
+@pytest.mark.parametrize("multiple", [1, 4, 16])
+def test_a_pack_is_filled_up_to_a_multiple(multiple):
+    documents = [Document([5, 6, 7], [-100, 1, -100], [0, 1, 1]), Document([8, 9], [2, -100], [0, 0])]
+    batch, plain = pack(documents, multiple_of=multiple), pack(documents)
+    tokens = -(-5 // multiple) * multiple
+    assert batch.input_ids.shape == batch.position_ids.shape == batch.token_types.shape == (1, tokens)
+    assert sum(batch.document_lengths) == tokens and batch.document_lengths[:2] == (3, 2)
+    assert batch.position_ids[0, 5:].tolist() == list(range(tokens - 5))
+    assert torch.equal(batch.labelled, plain.labelled) and torch.equal(batch.targets, plain.targets)
 
 
 def test_pad():

@@ -67,6 +67,35 @@ def test_the_position_that_the_head_reads_is_found(kind):
     assert ClassificationLoss(tiny_classifier(kind)).pooled == POOLED[kind]
 
 
+@pytest.mark.parametrize("kind", ["bert", "roberta", "llama"])
+def test_a_pack_that_is_filled_up_has_the_same_gradients(kind):
+    model, rows = adapted(kind), class_rows(9)
+    losses, expected = own_gradients(model, rows)
+    loss = ClassificationLoss(model)
+    fast = choose_fast_path(loss, [loss.document(row) for row in rows[:4]])
+    (batch,) = StepCollator(1000, 16, multiple_of=64, document=loss.document)(rows)["micro_batches"]
+    assert batch.input_ids.shape[1] % 64 == 0 != sum(len(row["input_ids"]) for row in rows) % 64
+    with fast.on(loss):
+        values = loss(batch)
+        values.mean().backward()
+    torch.testing.assert_close(values.detach().sort().values, losses.sort().values, rtol=1e-5, atol=1e-6)
+    found, scale = gradients(model), max(float(gradient.abs().max()) for gradient in expected.values())
+    for name, gradient in expected.items():
+        torch.testing.assert_close(found[name], gradient, rtol=1e-4, atol=1e-5 * scale)
+
+
+def test_half_precision_on_the_cpu_comes_in_few_shapes():
+    model = adapted("bert")
+    collator = ClassificationLoss(model).collator(1000, 16, packed=True, share_prefix=False)
+    assert collator.multiple_of == 1
+    loss = ClassificationLoss(model.bfloat16())
+    collator = loss.collator(1000, 16, packed=True, share_prefix=False)
+    (batch,) = collator(class_rows(9))["micro_batches"]
+    assert batch.input_ids.shape[1] % 16 == 0
+    with choose_fast_path(loss, [loss.document(row) for row in class_rows(4)]).on(loss):
+        assert loss(batch).shape == (9,)
+
+
 def test_roberta_counts_positions_from_behind_its_padding_token():
     assert ClassificationLoss(tiny_classifier("roberta")).first_position == 2
     assert ClassificationLoss(tiny_classifier("bert")).first_position == 0

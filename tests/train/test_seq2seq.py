@@ -38,7 +38,7 @@ def test_a_step_is_transformers_and_peft_s(kind, dtype):
     fast = choose_fast_path(loss, [loss.document(row) for row in rows[:2]], lines.append)
     assert fast.to_dict() == {
         "packed": False, "attention": False, "prefix": False, "head": True, "norms": True, "update": True,
-        "dropout": True,
+        "layers": False, "dropout": True,
     }  # fmt: skip
     assert lines == []
     for budget, count in ((10_000, 16), (100, 3), (1, 1)):

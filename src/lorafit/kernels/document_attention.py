@@ -57,7 +57,8 @@ def document_attention(
         query, key, value = (x.to(torch.get_autocast_dtype(kind)) for x in (query, key, value))
     if varlen.can_attend(query, value, softcap, dropout):
         return varlen.attend(query, key, value, each, scaling, causal, window)
-    groups = products.groups_of(each, causal, window, query.dtype, query.device)
+    heads = query.shape[1], key.shape[1]
+    groups = products.groups_of(each, causal, window, heads, query.dtype, query.device)
     with torch.autocast(kind, enabled=False):
         return products.attend(query, key, value, groups, scaling, softcap, dropout)
 

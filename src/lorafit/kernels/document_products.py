@@ -11,7 +11,7 @@ With `p` the weights and `s` the scaling: `dv = p' do`, `dp = do v'`, `dz = p (d
 
 import functools
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -51,17 +51,19 @@ class Block:
 
 @dataclass(frozen=True)
 class Joined:
-    """Where the tokens of several documents lie.
+    """Where the rows of several documents lie: in a batch (tokens, heads, d), in a group (documents, heads, length, d).
 
     Attributes:
-        tokens: (documents * length,): their places in the batch, padding repeating its document's last token.
-        real: which of those are no padding.
-        padding: which are.
+        read: (documents * heads * length,): the batch's row for each of the group's; padding repeats a last token.
+        padding: the group's rows that are padding.
+        real: the group's other rows, in the batch's order.
+        rows: the batch's rows that those are; None where they are all of them.
     """
 
-    tokens: Tensor
-    real: Tensor
+    read: Tensor
     padding: Tensor
+    real: Tensor
+    rows: Tensor | None
 
 
 @dataclass(frozen=True)
@@ -74,38 +76,38 @@ class Group:
     Attributes:
         documents: how many.
         length: tokens of the longest.
-        blocks: the parts of their squares that are computed.
+        blocks: the parts of their squares that are computed; of several documents one.
         start: the first one's first token.
-        joined: where the tokens lie; None for one document, whose tokens follow `start`.
+        joined: where the rows lie, by the number of heads; None for one document, whose tokens follow `start`.
     """
 
     documents: int
     length: int
     blocks: tuple[Block, ...]
     start: int
-    joined: Joined | None = None
+    joined: dict[int, Joined] | None = None
 
     def read(self, x: Tensor, *, zero_padding: bool = False) -> Tensor:
         """The group's part of `x`."""
         if self.joined is None:
             return x.narrow(2, self.start, self.length)
-        part = x.permute(2, 0, 1, 3).index_select(0, self.joined.tokens)  # (tokens, key heads, heads each, d)
-        if zero_padding:
-            part.index_fill_(0, self.joined.padding, 0)
-        return part.unflatten(0, (self.documents, self.length)).permute(0, 2, 3, 1, 4).flatten(0, 1)
+        lies = self.joined[x.shape[0] * x.shape[1]]
+        part = x.permute(2, 0, 1, 3).reshape(-1, x.shape[3]).index_select(0, lies.read)
+        if zero_padding and len(lies.padding):
+            part.index_fill_(0, lies.padding, 0)
+        return part.view(self.documents * x.shape[0], x.shape[1], self.length, x.shape[3])
 
-    def place(self, x: Tensor) -> Tensor:
-        """Where to write the group's part of `x`, for `store`."""
+    def write(self, x: Tensor, part: Tensor, first: int = 0) -> None:
+        """Bring a part's rows to `x`, from the group's row `first` on, without padding."""
         if self.joined is None:
-            return self.read(x)
-        return x.new_empty(self.documents * x.shape[0], x.shape[1], self.length, x.shape[3])
-
-    def store(self, x: Tensor, part: Tensor) -> None:
-        """Bring what was written into a `place` to `x`, without padding."""
-        if self.joined is not None:
-            part = part.unflatten(0, (self.documents, -1)).permute(0, 3, 1, 2, 4).flatten(0, 1)
-            tokens = self.joined.tokens.index_select(0, self.joined.real)
-            x.permute(2, 0, 1, 3).index_copy_(0, tokens, part.index_select(0, self.joined.real))
+            x.narrow(2, self.start + first, part.shape[2]).copy_(part)
+            return
+        lies, d = self.joined[x.shape[0] * x.shape[1]], x.shape[3]
+        to, of = x.permute(2, 0, 1, 3).view(-1, d), part.view(-1, d)
+        if lies.rows is None:
+            torch.index_select(of, 0, lies.real, out=to)
+        else:
+            to.index_copy_(0, lies.rows, of.index_select(0, lies.real))
 
     def keeps_weights(self, softcap: float | None) -> bool:
         """Whether the weights wait for the backward."""
@@ -114,9 +116,14 @@ class Group:
 
 @functools.lru_cache(maxsize=16)
 def groups_of(
-    lengths: tuple[int, ...], causal: bool, window: int | None, dtype: torch.dtype, device: torch.device
+    lengths: tuple[int, ...],
+    causal: bool,
+    window: int | None,
+    heads: tuple[int, int],
+    dtype: torch.dtype,
+    device: torch.device,
 ) -> tuple[Group, ...]:
-    """The groups for documents of these lengths, for heads of `dtype`. All layers of a forward pass share them."""
+    """The groups for documents of these lengths, of heads and key heads in `dtype`. All layers of a pass share them."""
     starts = list(itertools.accumulate(lengths, initial=0))
     groups = []
     for members in _members(lengths):
@@ -125,12 +132,29 @@ def groups_of(
         if len(members) == 1:
             groups.append(Group(1, longest, blocks, start))
             continue
-        tokens = [starts[i] + min(position, lengths[i] - 1) for i in members for position in range(longest)]
-        real = [row * longest + position for row, length in enumerate(own) for position in range(length)]
-        padding = sorted(set(range(len(tokens))) - set(real))
-        joined = Joined(*(torch.tensor(index, dtype=torch.long, device=device) for index in (tokens, real, padding)))
+        joined = {count: _joined(members, starts, longest, count, device) for count in set(heads)}
         groups.append(Group(len(members), longest, blocks, start, joined))
     return tuple(groups)
+
+
+def _joined(members: list[int], starts: list[int], longest: int, heads: int, device: torch.device) -> Joined:
+    """Where the rows of a group's documents lie."""
+    read, padding, real = [], [], []  # the latter: pairs of the token and its place under the first head
+    for row, i in enumerate(members):
+        length = starts[i + 1] - starts[i]
+        read += [starts[i] + min(position, length - 1) for position in range(longest)]
+        places = range(row * heads * longest, row * heads * longest + longest)
+        padding += places[length:]
+        real += zip(range(starts[i], starts[i + 1]), places[:length], strict=True)
+    tokens, places = zip(*sorted(real), strict=True)
+    head = torch.arange(heads, device=device)
+
+    def rows(firsts: Sequence[int], step: int) -> Tensor:
+        return (torch.tensor(firsts, dtype=torch.long, device=device)[:, None] + head * step).flatten()
+
+    whole = torch.tensor(read, device=device).view(-1, 1, longest) * heads + head[:, None]
+    rows_of_batch = None if len(tokens) == starts[-1] else rows([token * heads for token in tokens], 1)
+    return Joined(whole.flatten(), rows(padding, longest), rows(places, longest), rows_of_batch)
 
 
 def _members(lengths: tuple[int, ...]) -> list[list[int]]:
@@ -153,7 +177,7 @@ def _blocks(
     window = None if window is None or window >= length else window
     limited = causal or window is not None
     rows = ROWS_ELSEWHERE if device.type != "cpu" else ROWS_HALF if dtype.itemsize < 4 else ROWS_WIDE
-    step = rows if limited or length > LONGEST_KEPT else length
+    step = rows if len(own) == 1 and (limited or length > LONGEST_KEPT) else length
     padded = not causal and min(own) < length  # a causal mask hides padding, which lies behind
     for start in range(0, length, step):
         end = min(start + step, length)
@@ -225,23 +249,7 @@ class _Attention(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, q, k, v, groups: tuple[Group, ...], scaling, softcap, dropout) -> Tensor:
-        output = _by_token(q, v.shape[3])
-        kept, scale = [], 1.0  # the latter of what dropout keeps
-        for group in groups:
-            queries, keys, values = group.read(q), group.read(k).squeeze(1), group.read(v).squeeze(1)
-            place = group.place(output)
-            for block in group.blocks:
-                rows = _rows(queries, block) * scaling
-                p, _ = _weights(rows, keys.narrow(1, *block.keys), block, group, softcap)
-                if group.keeps_weights(softcap):
-                    kept.append(p)
-                (mask,) = draw_masks([dropout])
-                if mask is not None:
-                    left, scale = mask.draw(p), mask.scale
-                    kept.append(left.bool())
-                    p = _dropped(p, left, scale)
-                _put(place, block, torch.bmm(p, values.narrow(1, *block.keys)))
-            group.store(output, place)
+        output, kept, scale = attend_forward(q, k, v, groups, scaling, softcap, dropout)
         ctx.save_for_backward(q, k, v, *kept)
         ctx.settings = groups, scaling, softcap, scale
         return output
@@ -249,43 +257,90 @@ class _Attention(torch.autograd.Function):
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, *output_gradients: Any):
-        q, k, v, *waiting = ctx.saved_tensors
-        groups, scaling, softcap, scale = ctx.settings
-        wants_q, wants_k, wants_v = ctx.needs_input_grad[:3]
-        kept = iter(waiting)
-        dq, dk, dv = (_by_token(x, x.shape[3]) for x in (q, k, v))
-        for group in groups:
-            queries, keys, values = group.read(q), group.read(k).squeeze(1), group.read(v).squeeze(1)
-            dout, place = group.read(output_gradients[0], zero_padding=True), group.place(dq)
-            sum_k, sum_v = _Sum(keys, len(group.blocks)), _Sum(values, len(group.blocks))
-            for block in group.blocks:
-                rows, drows = _rows(queries, block) * scaling, _rows(dout, block)
-                its_keys, slope = keys.narrow(1, *block.keys), None
-                if group.keeps_weights(softcap):
-                    p = next(kept)
-                else:
-                    p, slope = _weights(rows, its_keys, block, group, softcap)
-                left = next(kept).to(p.dtype) if scale != 1 else None
-                if wants_v:
-                    sum_v.add(block, _dropped(p, left, scale), drows)
-                if not (wants_q or wants_k):
-                    continue
-                dp = _dropped(torch.bmm(drows, values.narrow(1, *block.keys).transpose(1, 2)), left, scale)
-                dz = _softmax_backward(dp, p, block.dtype if block.keys[1] < WHOLE_HALVES else p.dtype)
-                if slope is not None:
-                    dz *= slope
-                if wants_q:
-                    _put(place, block, torch.bmm(dz, its_keys).mul_(scaling))
-                if wants_k:
-                    sum_k.add(block, dz, rows)
+        q, k, v, *kept = ctx.saved_tensors
+        groups, *settings = ctx.settings
+        wanted = ctx.needs_input_grad[:3]
+        return *attend_backward(output_gradients[0], q, k, v, kept, groups, wanted, *settings), *[None] * 4
+
+
+def attend_forward(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    groups: tuple[Group, ...],
+    scaling: float,
+    softcap: float | None,
+    dropout: float,
+) -> tuple[Tensor, list[Tensor], float]:
+    """Attention of (key heads, heads a key head, tokens, d), with one head a key head in k and v.
+
+    Returns:
+        The output, (key heads, heads a key head, tokens, d_v), in memory token by token; what waits for the backward;
+        the factor on what dropout keeps.
+    """
+    output = _by_token(q, v.shape[3])
+    kept, scale = [], 1.0
+    for group in groups:
+        queries, keys, values = group.read(q), group.read(k).squeeze(1), group.read(v).squeeze(1)
+        for block in group.blocks:
+            p, _ = _weights(_rows(queries, block), keys.narrow(1, *block.keys), block, group, scaling, softcap)
+            if group.keeps_weights(softcap):
+                kept.append(p)
+            (mask,) = draw_masks([dropout])
+            if mask is not None:
+                left, scale = mask.draw(p), mask.scale
+                kept.append(left if group.joined else left.bool())
+                p = p * left
+            part = _scaled_bmm(p, values.narrow(1, *block.keys), scale)
+            group.write(output, _unrows(part, queries), block.rows[0])
+    return output, kept, scale
+
+
+def attend_backward(
+    dout: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    kept: Sequence[Tensor],
+    groups: tuple[Group, ...],
+    wanted: Sequence[bool],
+    scaling: float,
+    softcap: float | None,
+    scale: float,
+) -> list[Tensor | None]:
+    """The gradients of q, k and v that are wanted, in memory token by token."""
+    wants_q, wants_k, wants_v = wanted
+    waiting = iter(kept)
+    dq, dk, dv = (_by_token(x, x.shape[3]) for x in (q, k, v))
+    for group in groups:
+        queries, keys, values = group.read(q), group.read(k).squeeze(1), group.read(v).squeeze(1)
+        dgroup = group.read(dout, zero_padding=True)
+        sum_k, sum_v = _Sum(keys, len(group.blocks)), _Sum(values, len(group.blocks))
+        for block in group.blocks:
+            rows, drows = _rows(queries, block), _rows(dgroup, block)
+            its_keys, slope = keys.narrow(1, *block.keys), None
+            if group.keeps_weights(softcap):
+                p = next(waiting)
+            else:
+                p, slope = _weights(rows, its_keys, block, group, scaling, softcap)
+            left = next(waiting).to(p.dtype) if scale != 1 else None
+            if wants_v:
+                sum_v.add(block, p if left is None else p * left, drows, scale)
+            if not (wants_q or wants_k):
+                continue
+            dp = _scaled_bmm(drows, values.narrow(1, *block.keys).transpose(1, 2), scale)
+            dp = dp if left is None else dp.mul_(left)
+            dz = _softmax_backward(dp, p, block.dtype if block.keys[1] < WHOLE_HALVES else p.dtype)
+            if slope is not None:
+                dz *= slope
             if wants_q:
-                group.store(dq, place)
-            for wanted, x, of in ((wants_k, dk, sum_k), (wants_v, dv, sum_v)):
-                if wanted:
-                    place = group.place(x)
-                    place.copy_(of.total.unsqueeze(1))
-                    group.store(x, place)
-        return *(x if want else None for x, want in zip((dq, dk, dv), ctx.needs_input_grad, strict=False)), *[None] * 4
+                group.write(dq, _unrows(_scaled_bmm(dz, its_keys, scaling), queries), block.rows[0])
+            if wants_k:
+                sum_k.add(block, dz, rows, scaling)
+        for wants, x, of in ((wants_k, dk, sum_k), (wants_v, dv, sum_v)):
+            if wants:
+                group.write(x, of.total.unsqueeze(1))
+    return [x if wants else None for x, wants in zip((dq, dk, dv), wanted, strict=True)]
 
 
 def _by_token(x: Tensor, d: int) -> Tensor:
@@ -299,17 +354,21 @@ def _rows(x: Tensor, block: Block) -> Tensor:
     return x.narrow(2, *block.rows).flatten(1, 2)
 
 
-def _put(place: Tensor, block: Block, rows: Tensor) -> None:
-    """Write what `_rows` would read."""
-    target = place.narrow(2, *block.rows)
-    target.copy_(rows.view(target.shape))
+def _unrows(rows: Tensor, like: Tensor) -> Tensor:
+    """`_rows` undone: (documents * key heads, heads a key head, rows, d)."""
+    return rows.view(len(rows), like.shape[1], -1, rows.shape[2])
+
+
+def _scaled_bmm(a: Tensor, b: Tensor, scale: float) -> Tensor:
+    """`scale * a b` of batches of matrices, as one operation."""
+    return torch.bmm(a, b) if scale == 1 else torch.baddbmm(a.new_empty(1, 1, 1), a, b, beta=0, alpha=scale)
 
 
 def _weights(
-    rows: Tensor, keys: Tensor, block: Block, group: Group, softcap: float | None
+    rows: Tensor, keys: Tensor, block: Block, group: Group, scaling: float, softcap: float | None
 ) -> tuple[Tensor, Tensor | None]:
     """Softmax weights (documents * key heads, heads a key head * rows, keys), and the slope of the soft cap."""
-    scores, slope = torch.bmm(rows, keys.transpose(1, 2)).to(block.dtype), None
+    scores, slope = _scaled_bmm(rows, keys.transpose(1, 2), scaling).to(block.dtype), None
     if softcap is not None:
         bent = torch.tanh(scores / softcap)
         scores, slope = bent * softcap, 1 - bent * bent
@@ -335,15 +394,11 @@ class _Sum:
             dtype = torch.promote_types(like.dtype, torch.float32)
             self.total = torch.zeros(like.shape, dtype=dtype, device=like.device)
 
-    def add(self, block: Block, weights: Tensor, rows: Tensor) -> None:
-        """Add `weights' rows`, (documents * key heads, keys, d)."""
+    def add(self, block: Block, weights: Tensor, rows: Tensor, scale: float) -> None:
+        """Add `scale * weights' rows`, (documents * key heads, keys, d)."""
         if not self.several:
-            self.total = torch.bmm(weights.transpose(1, 2), rows)
+            self.total = _scaled_bmm(weights.transpose(1, 2), rows, scale)
         elif self.total.dtype == rows.dtype:
-            self.total.narrow(1, *block.keys).baddbmm_(weights.transpose(1, 2), rows)
+            self.total.narrow(1, *block.keys).baddbmm_(weights.transpose(1, 2), rows, alpha=scale)
         else:
-            self.total.narrow(1, *block.keys).add_(torch.bmm(weights.transpose(1, 2), rows))
-
-
-def _dropped(x: Tensor, left: Tensor | None, scale: float) -> Tensor:
-    return x if left is None else (x * left).mul_(scale)
+            self.total.narrow(1, *block.keys).add_(_scaled_bmm(weights.transpose(1, 2), rows, scale))

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch._guards import detect_fake_mode
+from torch._subclasses.fake_tensor import FakeTensor
 
 _LEVELS = 2**16
 
@@ -50,7 +50,8 @@ def draw_masks(dropouts: Iterable[float]) -> list[Mask | None]:
 
 def _seed() -> int:
     """A draw of torch's default generator; 0 where tensors have no values, as while memory is predicted."""
-    return 0 if detect_fake_mode() else int(torch.randint(2**62, (), device="cpu"))
+    seed = torch.randint(2**62, (), device="cpu")
+    return 0 if isinstance(seed, FakeTensor) else int(seed)
 
 
 def dropout(x: Tensor, p: float) -> Tensor:

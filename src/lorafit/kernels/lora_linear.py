@@ -104,10 +104,10 @@ def lora_linear_reference(
 class _LoraLinear(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x, weight, bias, dtype, factors, masks, *matrices) -> Tensor:
-        A, B, ranks = _stack(matrices, factors, dtype)
+        A, B, ranks = stack(matrices, factors, dtype)
         flat = rows(x).to(dtype)
-        h = _narrow(flat, A, ranks, masks)  # (rows, R)
-        y = _product(flat, weight, None if bias is None else bias.to(dtype)).addmm_(h, B)
+        h = narrow(flat, A, ranks, masks)  # (rows, R)
+        y = product(flat, weight, None if bias is None else bias.to(dtype)).addmm_(h, B)
         trained = ctx.needs_input_grad[6:]
         trains_B = any(trained[len(ranks) :])
         stored = weight if isinstance(weight, Tensor) else None
@@ -122,21 +122,21 @@ class _LoraLinear(torch.autograd.Function):
         needs_x, _, needs_bias, _, _, _, *trained = ctx.needs_input_grad
         dy = rows(output_gradients[0])
         with _without_autocast(dy.device):
-            A, B, ranks = _stack(matrices, factors, dtype)
+            A, B, ranks = stack(matrices, factors, dtype)
             flat = None if x is None else rows(x).to(dtype)
             if (
                 h is not None and flat is not None and torch.is_grad_enabled()
             ):  # to be differentiated again, h must know x and A
-                h = _narrow(flat, A, ranks, masks)
-            dx = _product_backward(dy, stored if other is None else other) if needs_x else None
-            dA = _narrow_backward(_thin(dy, B), A, ranks, masks, flat if any(trained[: len(ranks)]) else None, dx)
+                h = narrow(flat, A, ranks, masks)
+            dx = product_backward(dy, stored if other is None else other) if needs_x else None
+            dA = narrow_backward(thin(dy, B), A, ranks, masks, flat if any(trained[: len(ranks)]) else None, dx)
             dB = [] if h is None else (h.T @ dy).split(ranks)
             db = dy.sum(0).to(bias.dtype) if needs_bias else None
             dx = None if dx is None else dx.to(dtype_of_x).view(shape)
-        return dx, None, db, None, None, None, *_unstack(dA, dB, matrices, factors)
+        return dx, None, db, None, None, None, *unstack(dA, dB, matrices, factors)
 
 
-def _stack(matrices: Sequence[Tensor], factors: list[float], dtype: torch.dtype) -> tuple[Tensor, Tensor, list[int]]:
+def stack(matrices: Sequence[Tensor], factors: list[float], dtype: torch.dtype) -> tuple[Tensor, Tensor, list[int]]:
     """A (R, in) and B times its factors, transposed and contiguous (R, out), both in `dtype`; the ranks."""
     As, Bs = matrices[: len(factors)], matrices[len(factors) :]
     A = torch.cat([A.to(dtype) for A in As]) if len(As) > 1 else As[0].to(dtype)
@@ -144,7 +144,7 @@ def _stack(matrices: Sequence[Tensor], factors: list[float], dtype: torch.dtype)
     return A, B, [len(A) for A in As]
 
 
-def _product(x: Tensor, weight: FrozenWeight, bias: Tensor | None) -> Tensor:
+def product(x: Tensor, weight: FrozenWeight, bias: Tensor | None) -> Tensor:
     """`x W' + b`, (rows, out), in x's dtype."""
     if isinstance(weight, Tensor):
         return frozen_linear(x, weight.to(x.dtype), bias)
@@ -155,7 +155,7 @@ def _product(x: Tensor, weight: FrozenWeight, bias: Tensor | None) -> Tensor:
     return y if bias is None else y.add_(bias)
 
 
-def _product_backward(dy: Tensor, weight: FrozenWeight) -> Tensor:
+def product_backward(dy: Tensor, weight: FrozenWeight) -> Tensor:
     """`dy W`, (rows, in), in dy's dtype."""
     if isinstance(weight, Tensor):
         return dy @ weight.to(dy.dtype)
@@ -170,7 +170,7 @@ def _product_backward(dy: Tensor, weight: FrozenWeight) -> Tensor:
     return dx
 
 
-def _unstack(
+def unstack(
     dA: Sequence[Tensor], dB: Sequence[Tensor], matrices: Sequence[Tensor], factors: list[float]
 ) -> Iterator[Tensor | None]:
     """Gradients of every A, then of every B, in the dtypes and (contiguous) layouts of the matrices themselves."""
@@ -190,19 +190,19 @@ def _blocks(ranks: list[int], masks: list[Mask | None], like: Tensor) -> Iterato
         yield slice(end - rank, end), mask.draw(like) if mask else None
 
 
-def _narrow(x: Tensor, A: Tensor, ranks: list[int], masks: list[Mask | None]) -> Tensor:
+def narrow(x: Tensor, A: Tensor, ranks: list[int], masks: list[Mask | None]) -> Tensor:
     """`h = (m x) A'`, (rows, R)."""
-    h = [_thin(_kept(x, mask), A[part]) for part, mask in _blocks(ranks, masks, x)]
+    h = [thin(_kept(x, mask), A[part]) for part, mask in _blocks(ranks, masks, x)]
     return torch.cat(h, 1) if len(h) > 1 else h[0]
 
 
-def _thin(x: Tensor, A: Tensor) -> Tensor:
+def thin(x: Tensor, A: Tensor) -> Tensor:
     """`x A'`, (rows, R)."""
     from_the_left = x.device.type == "cpu" and x.dtype == torch.bfloat16 and len(A) < THIN
     return (A @ x.T).T if from_the_left else F.linear(x, A)
 
 
-def _narrow_backward(
+def narrow_backward(
     dh: Tensor, A: Tensor, ranks: list[int], masks: list[Mask | None], x: Tensor | None, dx: Tensor | None
 ) -> Sequence[Tensor]:
     """Adds `m (dh A)` to dx in place, and returns `dh' (m x)` for every adapter; whichever of x and dx is given."""

@@ -17,7 +17,7 @@ from transformers import PreTrainedModel
 from lorafit.lora.graft import graft, ungraft
 from lorafit.train.batches import IGNORED, Document, MicroBatch
 from lorafit.train.first_tokens import FirstTokenLayer, find_last_layer
-from lorafit.train.loss import ROUNDING, LinearHead, TokenLoss, evaluating
+from lorafit.train.loss import ROUNDING, LinearHead, TokenLoss, evaluating, few_shapes
 
 Pooled = Literal["first", "last"]
 
@@ -44,6 +44,7 @@ class ClassificationLoss(TokenLoss):
         pooled: the position that the head reads, or None where it reads others too.
         can_pack: whether documents can share a row.
         head: None; the head is always the model's own.
+        multiple_of: what a pack's tokens are made a multiple of.
         can_share_prefix: False; texts to classify begin alike too seldom.
     """
 
@@ -58,6 +59,7 @@ class ClassificationLoss(TokenLoss):
         self.first_position = 0
         found = _recognize(self)
         self.can_pack = found is not None
+        self.multiple_of = few_shapes(model)
         if found is not None:
             self.pooled, self.first_position = found
 
@@ -132,8 +134,8 @@ def _packed_inside(base: nn.Module, inputs: dict[str, Any], columns: Tensor) -> 
 
     def gather(module: nn.Module, arguments: Any, output: Any) -> Any:
         hidden = output.last_hidden_state
-        if hidden.shape[1] != len(columns):
-            hidden = hidden[:, columns]
+        by_document = hidden.shape[1] < inputs["input_ids"].shape[1]  # then these are the first tokens already
+        hidden = hidden[:, : len(columns)] if by_document else hidden[:, columns]
         output.last_hidden_state = hidden.transpose(0, 1)
         pooler = module._modules.get("pooler")
         if pooler is not None:

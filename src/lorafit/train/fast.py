@@ -18,6 +18,7 @@ from lorafit.lora.plain import term_by_term
 from lorafit.train.attention import AttentionNotSupported, attention_by_document, can_attend_by_document
 from lorafit.train.batches import IGNORED, Document, pack, pad
 from lorafit.train.dropouts import lean_dropouts
+from lorafit.train.encoder_layers import has_encoder_layers, one_operation_layers
 from lorafit.train.loss import DocumentLoss, evaluating
 from lorafit.train.norms import lean_norms
 
@@ -36,6 +37,7 @@ NAMES = {
     "head": "the loss without whole logits",
     "norms": "the lean normalization",
     "update": "the LoRA layers as one operation",
+    "layers": "the encoder layers as one operation",
     "attention": "attention by document",
     "prefix": "the shared beginning, laid down once,",
 }
@@ -52,6 +54,7 @@ class FastPath:
         head: the loss is made of hidden states, without whole logits.
         norms: frozen RMS norms are computed leanly.
         update: a LoRA layer is one operation.
+        layers: a layer of an encoder that attends by document is one operation.
         dropout: the model's own dropout draws fewer random numbers; it is off while the others are tried.
     """
 
@@ -61,6 +64,7 @@ class FastPath:
     head: bool = False
     norms: bool = False
     update: bool = False
+    layers: bool = False
     dropout: bool = False
 
     @contextmanager
@@ -76,6 +80,8 @@ class FastPath:
                 stack.enter_context(term_by_term(loss.model))
             if self.attention:
                 stack.enter_context(attention_by_document(loss.model))
+            if self.layers:
+                stack.enter_context(one_operation_layers(loss.model))
             loss.head, loss.by_document = head if self.head else None, self.attention
             try:
                 yield
@@ -106,7 +112,10 @@ def choose_fast_path(
         on_notice(f"{name} cannot tell documents in one row apart: batches are padded instead, sorted by length.")
     attention = loss.can_pack and can_attend_by_document(loss.model)
     prefix = attention and loss.can_share_prefix
-    whole = FastPath(loss.can_pack, attention, prefix, loss.head is not None, norms=True, update=True, dropout=True)
+    layers = attention and has_encoder_layers(loss.model)
+    whole = FastPath(
+        loss.can_pack, attention, prefix, loss.head is not None, norms=True, update=True, layers=layers, dropout=True
+    )
     if trial.error_of(whole) is None:
         return whole
     kept = untried = replace(PLAIN, dropout=True)
@@ -120,6 +129,11 @@ def choose_fast_path(
             on_notice(f"{name}: {NAMES[part]} is off, {error}.")
     if whole.packed:
         kept = _packing(trial, kept, whole, name, on_notice)
+    if layers and kept.attention and kept.update:  # of which the layers as one operation are made
+        error = trial.error_of(replace(PLAIN, packed=True, attention=True, update=True, layers=True))
+        kept = replace(kept, layers=error is None)
+        if error is not None:
+            on_notice(f"{name}: {NAMES['layers']} is off, {error}.")
     if kept != untried and (error := trial.error_of(kept)) is not None:
         on_notice(f"{name}: the fast computations are off, together {error}.")
         return PLAIN

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from transformers import PreTrainedModel
 
 from lorafit.train.batches import Document, MicroBatch
-from lorafit.train.loss import ROUNDING, LinearHead, TokenLoss, evaluating
+from lorafit.train.loss import ROUNDING, LinearHead, TokenLoss, evaluating, few_shapes
 
 
 class TagLoss(TokenLoss):
@@ -23,6 +23,7 @@ class TagLoss(TokenLoss):
         can_pack: whether documents can share a row.
         by_document: whether packed batches attend by document.
         head: None; the head is the model's own.
+        multiple_of: what a pack's tokens are made a multiple of.
         can_share_prefix: False; a token of an encoder sees what follows.
     """
 
@@ -34,6 +35,7 @@ class TagLoss(TokenLoss):
         self.by_document = False
         first = _first_position(model)
         self.can_pack = first is not None
+        self.multiple_of = few_shapes(model)
         self.first_position = first or 0
 
     def document(self, row: Mapping[str, Any]) -> Document:
