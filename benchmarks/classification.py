@@ -5,7 +5,7 @@
 
 The systems take turns. Samples a second of the whole training, peak memory of the process, accuracy on the test file.
 `transformers-peft` trains the model as `from_pretrained` loads it, in the dtype of its file (MiniLM's is float32);
-`transformers-peft-same-dtype` in the one that lorafit takes by itself (bfloat16 where the processor multiplies it fast).
+`transformers-peft-same-dtype` in the one that lorafit chooses (bfloat16 where the processor multiplies it fast).
 The files are TREC's own: a line is `COARSE:fine question`, in latin-1; the class is the coarse one.
 """
 
@@ -19,6 +19,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 from peers import machine, trainer_in_order
 
@@ -139,7 +140,7 @@ def table(report: dict) -> str:
     return "\n".join(lines)
 
 
-def load(arguments, dtype="auto"):
+def load(arguments, dtype: Any = "auto"):
     """Rows, and the model with a head drawn from the seed: the same for all systems."""
     from transformers import set_seed
 
@@ -152,8 +153,8 @@ def load(arguments, dtype="auto"):
     return model, content
 
 
-def own_dtype(model: str):
-    """The dtype of a model's file, which `from_pretrained` takes."""
+def dtype_of_file(model: str):
+    """Which `from_pretrained` takes."""
     from transformers import AutoModel
 
     from lorafit.models import resolve
@@ -210,7 +211,7 @@ def transformers_peft(arguments) -> dict:
     from lorafit.models import load_tokenizer, resolve
     from lorafit.train.batches import ShuffledSteps
 
-    own = "auto" if arguments.worker == "transformers-peft-same-dtype" else own_dtype(arguments.model)
+    own = dtype_of_file(arguments.model) if arguments.worker == "transformers-peft" else "auto"
     model, content = load(arguments, own)
     config = peft.LoraConfig(r=RANK, lora_alpha=ALPHA, target_modules=TARGETS, task_type="SEQ_CLS")
     model = peft.get_peft_model(model, config)
