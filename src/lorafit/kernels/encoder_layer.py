@@ -238,8 +238,9 @@ class _EncoderLayer(torch.autograd.Function):
         activated = layer.activation(u) if trained[3] else None
         da = down.backward([dy], activated, hs[3], matrices, gradients, needs_x=needs[3])
         if da is not None:
-            du = _activation_backward(layer.activation, u, da)
-            dz = up.backward([du], middle, hs[2], matrices, gradients, dz, needs_x=needs[2])
+            da = _activation_backward(layer.activation, u, da)
+            dz = up.backward([da], middle, hs[2], matrices, gradients, dz, needs_x=needs[2])
+        del activated, da  # the widest
         dx = None
         if needs[2]:
             dz, dy = _add_and_norm_backward(dz, first, scales[1], layer.middle_norm)

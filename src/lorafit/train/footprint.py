@@ -26,7 +26,6 @@ from lorafit.lora.graft import graft
 from lorafit.lora.plain import term_by_term
 from lorafit.train.attention import attention_by_document, can_attend_by_document
 from lorafit.train.batches import MicroBatch
-from lorafit.train.encoder_layers import one_operation_layers
 from lorafit.train.facts import Weights
 from lorafit.train.norms import LeanRmsNorm
 from lorafit.train.seq2seq import hidden_states
@@ -159,8 +158,7 @@ def _trace(work: Work, length: int | tuple[int, int], layers: int | tuple[int, i
         inputs: dict[str, Any] = {"input_ids": batch}
         if work.fast and can_attend_by_document(model):
             stack.enter_context(attention_by_document(model))
-            stack.enter_context(one_operation_layers(model))
-            inputs |= {"position_ids": batch, "document_lengths": (length,)}
+            inputs |= {"position_ids": batch, "document_lengths": (length,), "shared_prefix": 0}
         body = model.get_decoder() if work.language_model else model.base_model
         counted = stack.enter_context(Allocated(model))
         hidden = body(**inputs, **({"use_cache": False} if work.language_model else {})).last_hidden_state
