@@ -104,10 +104,10 @@ def lora_linear_reference(
 class _LoraLinear(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x, weight, bias, dtype, factors, masks, *matrices) -> Tensor:
-        A, B, ranks = stack(matrices, factors, dtype)
+        A, B, ranks = _stack(matrices, factors, dtype)
         flat = rows(x).to(dtype)
         h = narrow(flat, A, ranks, masks)  # (rows, R)
-        y = product(flat, weight, None if bias is None else bias.to(dtype)).addmm_(h, B)
+        y = _product(flat, weight, None if bias is None else bias.to(dtype)).addmm_(h, B)
         trained = ctx.needs_input_grad[6:]
         trains_B = any(trained[len(ranks) :])
         stored = weight if isinstance(weight, Tensor) else None
@@ -122,13 +122,13 @@ class _LoraLinear(torch.autograd.Function):
         needs_x, _, needs_bias, _, _, _, *trained = ctx.needs_input_grad
         dy = rows(output_gradients[0])
         with _without_autocast(dy.device):
-            A, B, ranks = stack(matrices, factors, dtype)
+            A, B, ranks = _stack(matrices, factors, dtype)
             flat = None if x is None else rows(x).to(dtype)
             if (
                 h is not None and flat is not None and torch.is_grad_enabled()
             ):  # to be differentiated again, h must know x and A
                 h = narrow(flat, A, ranks, masks)
-            dx = product_backward(dy, stored if other is None else other) if needs_x else None
+            dx = _product_backward(dy, stored if other is None else other) if needs_x else None
             dA = narrow_backward(thin(dy, B), A, ranks, masks, flat if any(trained[: len(ranks)]) else None, dx)
             dB = [] if h is None else (h.T @ dy).split(ranks)
             db = dy.sum(0).to(bias.dtype) if needs_bias else None
@@ -136,7 +136,7 @@ class _LoraLinear(torch.autograd.Function):
         return dx, None, db, None, None, None, *unstack(dA, dB, matrices, factors)
 
 
-def stack(matrices: Sequence[Tensor], factors: list[float], dtype: torch.dtype) -> tuple[Tensor, Tensor, list[int]]:
+def _stack(matrices: Sequence[Tensor], factors: list[float], dtype: torch.dtype) -> tuple[Tensor, Tensor, list[int]]:
     """A (R, in) and B times its factors, transposed and contiguous (R, out), both in `dtype`; the ranks."""
     As, Bs = matrices[: len(factors)], matrices[len(factors) :]
     A = torch.cat([A.to(dtype) for A in As]) if len(As) > 1 else As[0].to(dtype)
@@ -144,7 +144,7 @@ def stack(matrices: Sequence[Tensor], factors: list[float], dtype: torch.dtype) 
     return A, B, [len(A) for A in As]
 
 
-def product(x: Tensor, weight: FrozenWeight, bias: Tensor | None) -> Tensor:
+def _product(x: Tensor, weight: FrozenWeight, bias: Tensor | None) -> Tensor:
     """`x W' + b`, (rows, out), in x's dtype."""
     if isinstance(weight, Tensor):
         return frozen_linear(x, weight.to(x.dtype), bias)
@@ -155,7 +155,7 @@ def product(x: Tensor, weight: FrozenWeight, bias: Tensor | None) -> Tensor:
     return y if bias is None else y.add_(bias)
 
 
-def product_backward(dy: Tensor, weight: FrozenWeight) -> Tensor:
+def _product_backward(dy: Tensor, weight: FrozenWeight) -> Tensor:
     """`dy W`, (rows, in), in dy's dtype."""
     if isinstance(weight, Tensor):
         return dy @ weight.to(dy.dtype)
