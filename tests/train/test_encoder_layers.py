@@ -97,9 +97,18 @@ def other_dtype(layer):
     dense.register_forward_hook(lambda module, inputs, output: output.double())
 
 
-@pytest.mark.parametrize("change", [hook, trained_norm, trained_bias, own_forward, other_dtype])
+class Doubled(nn.Linear):
+    def forward(self, input):
+        return super().forward(input) * 2
+
+
+def own_class(layer):
+    layer.attention.output.dense.__class__ = Doubled
+
+
+@pytest.mark.parametrize("change", [hook, trained_norm, trained_bias, own_forward, own_class, other_dtype])
 def test_what_is_changed_in_a_layer_is_not_passed_over(change, calls):
-    model = adapted()
+    model = adapted(target_modules=["query"])
     for layer in model.base_model.encoder.layer[:-1]:  # the last computes first tokens alone
         change(layer)
     expected = losses(model, ATTENDING)

@@ -75,6 +75,8 @@ def _projection(linear: Any, x: Tensor) -> Projection | None:
         if changed or not linear.has_plain_forward:
             return None
         adapters = [linear.active_adapter(name) for name in linear.lora_active]
+    elif type(linear) is not nn.Linear:
+        return None
     own: dict[str, Any] = linear._parameters
     frozen = not any(parameter.requires_grad for parameter in own.values() if parameter is not None)
     return Projection(own["weight"], own["bias"], adapters) if frozen and own["weight"].dtype == x.dtype else None
