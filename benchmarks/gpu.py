@@ -186,7 +186,7 @@ def lorafit(case: Case, checkpointing: bool, device) -> Callable[[], float]:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     rows, loss = documents(case), LabelLoss(model)
     fast = choose_fast_path(loss, [loss.document(row) for row in rows[:4]], on_notice=print)
-    collate = StepCollator(case.micro_batch, len(rows), fast.packed, fast.prefix, loss.document)
+    collate = StepCollator(case.micro_batch, len(rows), fast.packed, fast.prefix, document=loss.document)
     take = optimizer(model, device)
     model.train()
 

@@ -149,7 +149,7 @@ def measure(setting: Setting, steps: int, threads: int | None) -> dict:
     optimizer = torch.optim.AdamW(parameters, lr=1e-4, fused=True)
     rows, loss = documents(setting), LabelLoss(model)
     fast = choose_fast_path(loss, [loss.document(row) for row in rows[:4]], on_notice=sys.exit)
-    collate = StepCollator(setting.token_budget, len(rows), fast.packed, fast.prefix, loss.document)
+    collate = StepCollator(setting.token_budget, len(rows), fast.packed, fast.prefix, document=loss.document)
     model.train()
     seconds = []
     for _ in range(steps + 1):
